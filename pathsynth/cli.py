@@ -1,0 +1,492 @@
+"""The `pathsynth` command: words from a terminal to calls of the library, and its answers back.
+
+With `--json` the answer is one JSON value on stdout, and on failure `{"error": sentence}`. Progress and sentences for
+people who wait go to stderr. Exit code 0 is done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pathsynth import __version__
+from pathsynth.errors import PathSynthError, RequestError
+from pathsynth.records import MAX_ATTEMPTS, MAX_COUNT, MAX_SEED, AttemptRecord, GenerationResult, Report
+from pathsynth.store import home, write_atomically
+from pathsynth.tissues import CODES
+
+if TYPE_CHECKING:
+    from pathsynth.doctor import Diagnosis
+    from pathsynth.studio import Studio
+    from pathsynth.validator import Validator
+
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130
+
+NOTICE: Final = "Synthetic, for teaching; not for diagnosis."
+
+app = typer.Typer(
+    name="pathsynth",
+    help="Verified synthetic colorectal histopathology tiles. For teaching, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+evaluate_app = typer.Typer(help="Measure the validator, the generator, or the loop.", no_args_is_help=True)
+data_app = typer.Typer(help="PathMNIST, which training and evaluation read.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(data_app, name="data")
+
+
+class TileEdge(StrEnum):
+    """Edge of a generated tile in px."""
+
+    NATIVE = "28"
+    DETAILED = "224"
+
+
+class DataEdge(StrEnum):
+    """Edge of PathMNIST's tiles in px."""
+
+    PX_28 = "28"
+    PX_64 = "64"
+    PX_128 = "128"
+    PX_224 = "224"
+
+
+class HeldOut(StrEnum):
+    """Splits that the validator is measured on."""
+
+    VAL = "val"
+    TEST = "test"
+
+
+class Model(StrEnum):
+    """Models that can be trained."""
+
+    VALIDATOR = "validator"
+    JUDGE = "judge"
+    BASE = "base"
+    LORA = "lora"
+    DETAIL = "detail"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same request, same seed: same tiles.")]
+PerClass = Annotated[int, typer.Option(min=1, max=10_000, help="Tiles for each of the nine tissues.")]
+OnProgress = Callable[[int, int, str], None]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`, by default that of the process. Returns the exit code; raises nothing for a failure
+    that PathSynth knows, nor for Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = app(args=arguments, prog_name="pathsynth", standalone_mode=False)
+        sys.stdout.flush()
+    except PathSynthError as error:
+        return _fail(str(error), FAILED, arguments)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code, arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("Interrupted.", INTERRUPTED, arguments)
+    except BrokenPipeError:  # whoever read our output has gone, for instance `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if code == INTERRUPTED:
+        return _fail("Interrupted.", INTERRUPTED, arguments)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(sentence: str, code: int, arguments: Sequence[str]) -> int:
+    """Say what went wrong: to stderr for a person, and to stdout as JSON when that was asked for."""
+    if "--json" in arguments:
+        print(json.dumps({"error": sentence}))
+    if sentence:
+        print(f"pathsynth: {sentence}", file=sys.stderr)
+    if code == WRONG_USAGE:
+        print("Try `pathsynth --help`, or `pathsynth COMMAND --help`.", file=sys.stderr)
+    return code
+
+
+def _studio() -> "Studio":
+    from pathsynth.studio import Studio
+
+    return Studio()
+
+
+def _validator() -> "Validator":
+    """The validator itself, whose inside an explanation looks at."""
+    from pathsynth.validator import Validator
+    from pathsynth.weights import Weights
+
+    return Validator.load(Weights().path("validator"))
+
+
+def _print_json(answer: object) -> None:
+    print(json.dumps(answer, ensure_ascii=False))
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[OnProgress]:
+    """A progress bar on stderr, gone when the work is done; shows (done, total, message)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(title), total=None)
+
+        def show(done: int, total: int, message: str) -> None:
+            bar.update(task, completed=done, total=total, description=escape(message or title))
+
+        yield show
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"pathsynth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before every command."""
+
+
+@app.command()
+def generate(
+    description: Annotated[str, typer.Argument(help="What to show, in words.")],
+    tissue: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Tissue code ({', '.join(CODES)}); worked out from the description when left out."
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=MAX_COUNT, help="How many verified tiles.")
+    ] = 1,
+    seed: Seed = 0,
+    size: Annotated[TileEdge, typer.Option(help="Edge in px.")] = TileEdge.DETAILED,
+    min_confidence: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Calibrated probability that a tile needs to be kept.")
+    ] = 0.9,
+    max_attempts: Annotated[
+        int, typer.Option(min=1, max=MAX_ATTEMPTS, help="Proposals to make at most, all tiles together.")
+    ] = 30,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for copies of the tiles; they are in the image store anyway.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Make tiles from a description; only tiles that the validator agrees with are kept.
+
+    Exit code 1 when fewer tiles than asked were verified; those that were are kept all the same.
+    """
+    from pathsynth.studio import GenerationRequest
+
+    request = GenerationRequest.checked(
+        description=description,
+        tissue=tissue,
+        count=count,
+        seed=seed,
+        size=int(size),
+        min_confidence=min_confidence,
+        max_attempts=max_attempts,
+    )
+    if out is not None:
+        _make_folder(out)
+    studio = _studio()
+    with _progress("Loading the models") as show:
+        kept, tried = 0, 0
+
+        def on_attempt(attempt: AttemptRecord, _: int) -> None:
+            nonlocal kept, tried
+            tried += 1
+            kept += attempt.verified
+            verdict = "verified" if attempt.verified else "discarded"
+            show(kept, count, f"Attempt {tried}: {attempt.predicted} {attempt.confidence:.2f}, {verdict}")
+
+        result = studio.generate(request, on_attempt=on_attempt, check_cancelled=None)
+    files = _files(studio, result, out)
+    if as_json:
+        _print_json(result.model_dump(mode="json") | {"files": [str(file) for file in files]})
+    else:
+        _print_generation(result, files)
+    return 0 if result.verified else FAILED
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            f"The folder {folder} cannot be made ({error.strerror or error}); choose another one."
+        ) from error
+
+
+def _files(studio: "Studio", result: GenerationResult, out: Path | None) -> list[Path]:
+    """Where the tiles are: in the store, or copied to `out` as CODE-SEED-ID.png."""
+    files = []
+    for tile in result.tiles:
+        path = studio.store.get(tile.image_id).path
+        if out is not None:
+            copy = out / f"{tile.tissue}-{tile.seed}-{tile.image_id}.png"
+            write_atomically(copy, path.read_bytes())
+            path = copy
+        files.append(path)
+    return files
+
+
+def _print_generation(result: GenerationResult, files: Sequence[Path]) -> None:
+    output = Console()
+    if result.tiles:
+        table = Table("tissue", "confidence", "seed", "size", "file")
+        for tile, file in zip(result.tiles, files, strict=True):
+            table.add_row(
+                tile.tissue, f"{tile.confidence:.3f}", str(tile.seed), f"{tile.size} px", escape(str(file))
+            )
+        output.print(table)
+    output.print(f"{result.message} {NOTICE}", markup=False)
+
+
+@app.command()
+def classify(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for overlays that show where the validator looked (Grad-CAM, 7 x 7 places)."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Name the tissue in images, and say when an image is no colorectal H&E tile or is one of ours.
+
+    An image that cannot be read does not keep the others from being classified; the exit code is 1 then.
+    """
+    if explain is not None:
+        _make_folder(explain)
+    studio = _studio()
+    answers: list[dict[str, Any]] = []
+    with _progress("Loading the models") as show:
+        validator = None if explain is None else _validator()
+        for done, path in enumerate(images):
+            show(done, len(images), path.name)
+            try:
+                answer = studio.classify(path, path.name).model_dump(mode="json")
+                if explain is not None and validator is not None:
+                    target = explain / f"{done + 1:03d}-{path.stem}-{answer['tissue']}.png"
+                    _explain(validator, path, answer["tissue"], target)
+                    answer["explanation"] = str(target)
+            except PathSynthError as error:
+                answer = {"image": path.name, "error": str(error)}
+            answers.append(answer)
+    failures = [answer for answer in answers if "error" in answer]
+    if as_json:
+        _print_json(answers)
+    else:
+        _print_classifications([answer for answer in answers if "error" not in answer])
+    for failure in failures:
+        print(f"pathsynth: {failure['error']}", file=sys.stderr)
+    return FAILED if failures else 0
+
+
+def _explain(validator: "Validator", path: Path, tissue: str, target: Path) -> None:
+    """Write the overlay of one image to `target`."""
+    from pathsynth.explain import overlay
+    from pathsynth.images import encode_png, read_image
+
+    picture = overlay(validator.model, read_image(path), tissue)
+    note = f"Grad-CAM of the validator for {tissue}. Not for diagnosis."
+    write_atomically(target, encode_png(picture, {"Comment": note}))
+
+
+def _print_classifications(answers: Sequence[dict[str, Any]]) -> None:
+    output = Console()
+    for answer in answers:
+        output.print(f"{answer['image']}: {answer['verdict']}", markup=False)
+        if answer["image_id"] is not None:
+            output.print(f"  made by PathSynth, image {answer['image_id']}", markup=False)
+        if "explanation" in answer:
+            output.print(f"  overlay: {answer['explanation']}", markup=False)
+    if answers:
+        output.print("Not for diagnosis.")
+
+
+@evaluate_app.command("validator")
+def evaluate_validator(
+    split: Annotated[
+        HeldOut, typer.Option(help="val: patients of training; test: other patients, another centre.")
+    ] = HeldOut.VAL,
+    as_json: Json = False,
+) -> None:
+    """Measure the validator on a whole split of PathMNIST."""
+    with _progress("Loading the validator") as show:
+        report = _studio().evaluate_validator(split.value, show)
+    _print_report(report, as_json)
+
+
+@evaluate_app.command("generator")
+def evaluate_generator(
+    per_class: PerClass = 50,
+    seed: Seed = 0,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Have the independent judge name the tiles too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the first, unfiltered tiles of every tissue, as the validator names them."""
+    with _progress("Loading the models") as show:
+        report = _studio().evaluate_generator(per_class, seed, show, judge=judge)
+    _print_report(report, as_json)
+
+
+@evaluate_app.command("loop")
+def evaluate_loop(per_class: PerClass = 50, seed: Seed = 0, as_json: Json = False) -> None:
+    """Measure what the loop accepted, as the independent judge names it."""
+    with _progress("Loading the models") as show:
+        report = _studio().evaluate_loop(per_class, seed, show)
+    _print_report(report, as_json)
+
+
+def _print_report(report: Report, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.model_dump(mode="json"))
+        return
+    output = Console()
+    of_what = f"{report.what}, {report.split} split" if report.split else report.what
+    figures = Table(
+        "tissue", "precision", "recall", "F1", "n", title=f"{of_what}: n = {report.n}, model {report.model}"
+    )
+    for code, row in report.per_class.items():
+        figures.add_row(code, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", str(row.support))
+    figures.add_section()
+    figures.add_row(
+        "macro", f"{report.precision:.3f}", f"{report.recall:.3f}", f"{report.macro_f1:.3f}", str(report.n)
+    )
+    output.print(figures)
+    confusion = Table(
+        "true" if report.split else "asked", *CODES, title="Confusion: rows true or asked, columns named"
+    )
+    for code, counts in zip(CODES, report.confusion, strict=True):
+        confusion.add_row(code, *(str(count) for count in counts))
+    output.print(confusion)
+    extra = {
+        "accuracy": report.accuracy,
+        "macro F1 of the judge": report.macro_f1_judge,
+        "calibration error (ECE)": report.ece,
+        "mean attempts": report.mean_attempts,
+        **{f"baseline, {name}": value for name, value in (report.baselines or {}).items()},
+    }
+    for name, value in extra.items():
+        if value is not None:
+            output.print(f"{name}: {value:.4f}", markup=False)
+    low, high = report.ci95
+    output.print(
+        f"95 % interval of {report.headline}: {low:.4f} to {high:.4f}; {report.source}", markup=False
+    )
+
+
+@app.command()
+def train(
+    model: Annotated[Model, typer.Argument(help="Which model.")],
+    config: Annotated[Path, typer.Option(help="TOML file with the settings.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for checkpoints and the result; default: runs/MODEL in the user's data."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")
+    ] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop with a checkpoint after this many minutes.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train one model on PathMNIST. Ctrl-C keeps the last checkpoint."""
+    from pathsynth.training import start
+
+    if not config.is_file():
+        raise RequestError(f"There is no configuration file {config}; give the path of a TOML file.")
+    folder = out or home() / "runs" / model.value
+    _make_folder(folder)
+    with _progress(f"Training {model.value}") as show:
+        try:
+            summary = start(model.value, config, folder, resume, max_minutes, show)
+        except KeyboardInterrupt:
+            print(f"The last checkpoint is in {folder}; go on with --resume.", file=sys.stderr)
+            raise
+    if as_json:
+        _print_json(summary)
+    else:
+        for key, value in summary.items():
+            print(f"{key}: {value}")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    size: Annotated[DataEdge, typer.Option(help="Edge of the tiles in px.")] = DataEdge.PX_28,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the archive; default: PATHSYNTH_DATA, else medmnist's own."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch PathMNIST through medmnist and check it; goes on where an earlier download was cut."""
+    from pathsynth.data import fetch
+
+    with _progress("Fetching") as show:
+        path = fetch(int(size), root, lambda done, total: show(done >> 20, total >> 20, "Fetching, MiB"))
+    if as_json:
+        _print_json({"path": str(path), "size": int(size), "bytes": path.stat().st_size})
+    else:
+        print(f"PathMNIST at {size.value} px is at {path}.")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> int:
+    """Say what is installed, found and verified, and how fast this machine is."""
+    from pathsynth.doctor import examine
+
+    with _progress("Looking") as show:
+        diagnosis = examine(lambda step: show(0, 0, step))
+    if as_json:
+        _print_json(diagnosis.model_dump(mode="json"))
+    else:
+        _print_diagnosis(diagnosis)
+    return 0 if diagnosis.ok else FAILED
+
+
+def _print_diagnosis(diagnosis: "Diagnosis") -> None:
+    output = Console()
+    output.print(
+        f"PathSynth {diagnosis.pathsynth}, Python {diagnosis.python}, {diagnosis.platform}, "
+        f"{diagnosis.processors} processors",
+        markup=False,
+    )
+    packages = ", ".join(f"{name} {found or 'missing'}" for name, found in diagnosis.packages.items())
+    output.print(packages, markup=False, highlight=False)
+    for finding in diagnosis.findings:
+        mark = "ok" if finding.ok else "WRONG" if finding.required else "absent"
+        output.print(f"{mark:>6}  {finding.name}: {finding.detail}", markup=False, highlight=False)
+    speeds = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in diagnosis.matmul_gflops.items())
+    output.print(f"Matrix products: {speeds}", markup=False)
+    if diagnosis.seconds_per_layout_tile is not None:
+        output.print(f"One 28-px proposal: {diagnosis.seconds_per_layout_tile:.2f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The layout model: a text-conditioned pixel diffusion model at PathMNIST's native 28 x 28 px.
+
+Rectified flow (Liu et al., *Flow Straight and Fast*, 2023; Esser et al., 2024): the network predicts the velocity from
+data to noise. A tile is folded into patches of p x p px (pixel unshuffle), so the network works on a coarser grid with
+3 p^2 channels. The network conditions on token states of the text encoder by cross-attention.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from torch.nn import functional as F
+
+from pathsynth.text import TextContext
+
+TILE_SIZE = 28
+DEFAULT_STEPS = 16
+DEFAULT_GUIDANCE = 3.0
+TIME_SCALE = 1000.0
+LORA_FILE = "pytorch_lora_weights.safetensors"
+StepCallback = Callable[[int, int], None]
+
+
+def fold_size(unet: UNet2DConditionModel) -> int:
+    """Edge in px of the patches that the network sees as one position."""
+    return int(round((unet.config.in_channels / 3) ** 0.5))
+
+
+def predict_velocity(
+    unet: torch.nn.Module, fold: int, noisy: torch.Tensor, time: torch.Tensor, context: TextContext
+) -> torch.Tensor:
+    """Velocity (N, 3, 28, 28) of noisy tiles at times (N,) in [0, 1000], where 1000 is pure noise."""
+    folded = F.pixel_unshuffle(noisy, fold) if fold > 1 else noisy
+    velocity = unet(
+        folded, time, encoder_hidden_states=context.states, encoder_attention_mask=context.mask, return_dict=False
+    )[0]
+    return F.pixel_shuffle(velocity, fold) if fold > 1 else velocity
+
+
+class LayoutPipeline(DiffusionPipeline):
+    """Text to 28-px tiles. Swap the scheduler as with any diffusers pipeline; add LoRA adapters with `load_lora_weights`.
+
+    Tiles leave in [-1, 1]. Inside, they are standardised by `data_mean` and `data_std`, the mean and standard deviation per
+    channel of the training tiles, so that noise and data have the same scale.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        data_mean: Sequence[float] = (0.0, 0.0, 0.0),
+        data_std: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(data_mean=list(data_mean), data_std=list(data_std))
+
+    def standardise(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Tiles (N, 3, 28, 28) in [-1, 1] to the scale the network works at."""
+        mean, std = self._statistics(tiles)
+        return (tiles - mean) / std
+
+    def restore(self, standardised: torch.Tensor) -> torch.Tensor:
+        """Undo `standardise`, clipped to [-1, 1]."""
+        mean, std = self._statistics(standardised)
+        return (standardised * std + mean).clamp(-1, 1)
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = (
+            torch.tensor(self.config[name], dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+            for name in ("data_mean", "data_std")
+        )
+        return mean, std
+
+    def load_lora_weights(self, folder: str | Path, adapter_name: str = "default") -> None:
+        """Load a LoRA adapter from a folder with `pytorch_lora_weights.safetensors`, and make it the active one."""
+        self.unet.load_lora_adapter(
+            str(folder), prefix=None, adapter_name=adapter_name, weight_name=LORA_FILE, use_safetensors=True
+        )
+        self.unet.set_adapters([adapter_name])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        context: TextContext,
+        unconditional: TextContext,
+        generators: Sequence[torch.Generator],
+        num_inference_steps: int = DEFAULT_STEPS,
+        guidance_scale: float = DEFAULT_GUIDANCE,
+        on_step: StepCallback | None = None,
+    ) -> torch.Tensor:
+        """One tile per generator: float (N, 3, 28, 28) in [-1, 1].
+
+        Args:
+            context: text of each tile (N), or of all of them (1).
+            unconditional: context of the empty text (1), for classifier-free guidance (Ho and Salimans, 2022).
+            generators: one per tile; each is used for its own tile alone, so a tile does not depend on its neighbours.
+            num_inference_steps: denoising steps.
+            guidance_scale: 1 turns guidance off.
+            on_step: called before each step with (steps done, steps); may raise to stop.
+        """
+        count = len(generators)
+        context = context.repeat(count) if len(context) == 1 else context
+        device, fold = self._execution_device, fold_size(self.unet)
+        noise = [torch.randn(3, TILE_SIZE, TILE_SIZE, generator=generator) for generator in generators]
+        tiles = torch.stack(noise).to(device)
+        guided = guidance_scale != 1
+        states, mask = context.states, context.mask
+        if guided:
+            empty = unconditional.repeat(count)
+            states, mask = torch.cat([states, empty.states]), torch.cat([mask, empty.mask])
+        both = TextContext(states.to(device), mask.to(device))
+        self.scheduler.set_timesteps(num_inference_steps)
+        timesteps = self.scheduler.timesteps
+        for i, time in enumerate(timesteps):
+            if on_step is not None:
+                on_step(i, len(timesteps))
+            doubled = torch.cat([tiles, tiles]) if guided else tiles
+            velocity = predict_velocity(self.unet, fold, doubled, time.expand(len(doubled)).to(device), both)
+            if guided:
+                conditional, free = velocity.chunk(2)
+                velocity = free + guidance_scale * (conditional - free)
+            tiles = self.scheduler.step(velocity, time, tiles, return_dict=False)[0]
+        return self.restore(tiles)
+
+
+def new_pipeline(unet_config: dict[str, Any], data_mean: Sequence[float], data_std: Sequence[float]) -> LayoutPipeline:
+    """A pipeline with an untrained network. `unet_config` are arguments of diffusers' UNet2DConditionModel."""
+    unet = UNet2DConditionModel(**unet_config).to(memory_format=torch.channels_last)
+    return LayoutPipeline(unet, FlowMatchEulerDiscreteScheduler(), data_mean, data_std)

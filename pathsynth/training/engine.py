@@ -1,0 +1,256 @@
+"""The one training loop, written as a generator: it yields its state after each step.
+
+Logging, progress bars, checkpoints and early stopping live with the caller (`run`), so a test can take three steps
+and stop. Everything goes through `accelerate`, so the same loop serves one CPU, one GPU or `accelerate launch`.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pathsynth.errors import TrainingError
+
+
+class OptimConfig(BaseModel):
+    """How to optimise: AdamW with linear warm-up and cosine decay, and an exponential moving average (EMA)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    final_learning_rate_fraction: float = Field(default=0.01, ge=0, le=1)
+    warmup_steps: int = Field(default=200, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta2: float = Field(default=0.99, gt=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of optimisation step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        floor = self.final_learning_rate_fraction
+        return self.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Task(Protocol):
+    """What one model brings to the loop."""
+
+    model: nn.Module
+
+    def batch(self, size: int, generator: torch.Generator) -> Any:
+        """A training batch drawn with `generator`, on the CPU."""
+
+    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        """Mean loss of a batch (scalar)."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures on held-out data (never test) for the log."""
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the averaged model as it ships."""
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. `loss` is the loss of the last step; `gflops` counts forward and backward multiply-adds x 2."""
+
+    step: int = 0
+    loss: float = math.nan
+    learning_rate: float = 0.0
+    images_per_second: float = 0.0
+    gflops: float = 0.0
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively; without it autocast is a hundred times slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_flag("avx512_bf16")
+
+
+def _cpu_flag(name: str) -> bool:
+    try:
+        return name in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def precision_of(config: OptimConfig) -> Literal["no", "bf16"]:
+    """The mixed precision that `accelerate` should use for this configuration on this machine."""
+    if config.precision == "auto":
+        return "bf16" if has_fast_bfloat16() else "no"
+    return "bf16" if config.precision == "bfloat16" else "no"
+
+
+class Run:
+    """A task with its optimiser, average and random state; can be saved to one file and restored from it."""
+
+    def __init__(self, task: Task, config: OptimConfig) -> None:
+        self.task = task
+        self.config = config
+        self.accelerator = Accelerator(mixed_precision=precision_of(config))
+        self.generator = torch.Generator().manual_seed(config.seed + self.accelerator.process_index)
+        trainable = [p for p in task.model.parameters() if p.requires_grad]
+        fused = self.accelerator.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(
+            trainable, config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=fused
+        )
+        self.model, self.optimizer = self.accelerator.prepare(task.model, optimizer)
+        bare = self.accelerator.unwrap_model(self.model)
+        self.average = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.state = TrainState()
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The averaged model, in evaluation mode."""
+        return self.average.module.eval()
+
+    def steps(self) -> Iterator[TrainState]:
+        """Take optimisation steps until the configured number is reached, yielding the state after each."""
+        config, state = self.config, self.state
+        flops_per_image = 0.0
+        while state.step < config.steps:
+            started = time.perf_counter()
+            rate = config.learning_rate_at(state.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.model.train()
+            batch = self.task.batch(config.batch_size, self.generator)
+            if not flops_per_image:
+                flops_per_image = self._count_flops(batch) / config.batch_size
+                started = time.perf_counter()
+            with self.accelerator.autocast():
+                loss = self.task.loss(self.forward, batch, self.generator)
+            self.accelerator.backward(loss)
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            # A short warm-up of the average itself, or it would remember the random start for 1 / (1 - decay) steps.
+            decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+            elapsed = time.perf_counter() - started
+            state.step += 1
+            state.loss = float(loss.detach())
+            if not math.isfinite(state.loss):
+                raise TrainingError(f"The loss became {state.loss} at step {state.step}; lower the learning rate and resume.")
+            state.learning_rate = rate
+            rate_now = config.batch_size * self.accelerator.num_processes / elapsed
+            state.images_per_second = rate_now if state.step < 3 else 0.95 * state.images_per_second + 0.05 * rate_now
+            state.gflops = state.images_per_second * flops_per_image / 1e9
+            state.seconds += elapsed
+            yield state
+
+    def _count_flops(self, batch: Any) -> float:
+        """Floating-point operations of one forward and backward pass, counted once before the first step."""
+        probe = torch.Generator().manual_seed(0)
+        with FlopCounterMode(display=False) as counter, self.accelerator.autocast():
+            self.task.loss(self.model, batch, probe).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(counter.get_total_flops())
+
+    def save(self, path: Path) -> None:
+        """Write everything a resumed run needs to one file, atomically."""
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            torch.save(
+                {
+                    "config": self.config.model_dump(),
+                    "state": asdict(self.state),
+                    "model": self.accelerator.unwrap_model(self.model).state_dict(),
+                    "average": self.average.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "generator": self.generator.get_state(),
+                },
+                partial,
+            )
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a file that `save` wrote.
+
+        Raises:
+            TrainingError: the file is missing, damaged, or belongs to another model.
+        """
+        if not path.is_file():
+            raise TrainingError(f"There is nothing to resume at {path}; start without --resume.")
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.accelerator.unwrap_model(self.model).load_state_dict(saved["model"])
+            self.average.load_state_dict(saved["average"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.generator.set_state(saved["generator"])
+            self.state = TrainState(**saved["state"])
+        except (RuntimeError, KeyError, ValueError, TypeError, EOFError) as error:
+            raise TrainingError(
+                f"{path} cannot be resumed (damaged, or from another configuration); "
+                "use the configuration it was started with, or start without --resume."
+            ) from error
+
+
+def run(
+    task: Task,
+    config: OptimConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    evaluate_every_minutes: float = 5.0,
+    checkpoint_every_minutes: float = 5.0,
+    report: Callable[[TrainState], None] = lambda state: None,
+) -> TrainState:
+    """Train until the steps or the minutes are spent; checkpoint, evaluate and write the averaged model to `out`.
+
+    A keyboard interrupt saves the checkpoint before it goes on to the caller, so nothing is lost.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise TrainingError(f"{checkpoint} exists already; give --resume to go on with it, or another --out.")
+    runner = Run(task, config)
+    if resume:
+        runner.restore(checkpoint)
+    main = runner.accelerator.is_main_process
+    started = saved = evaluated = time.monotonic()
+    try:
+        for state in runner.steps():
+            now = time.monotonic()
+            if main and now - evaluated > evaluate_every_minutes * 60:
+                state.metrics = task.evaluate(runner.averaged)
+                evaluated = time.monotonic()
+            report(state)
+            if main and now - saved > checkpoint_every_minutes * 60:
+                runner.save(checkpoint)
+                saved = time.monotonic()
+            if max_minutes is not None and now - started > max_minutes * 60:
+                break
+    finally:
+        if main and runner.state.step:
+            runner.save(checkpoint)
+    if main:
+        runner.state.metrics = task.evaluate(runner.averaged)
+        task.save(runner.averaged, out)
+        report(runner.state)
+    return runner.state

@@ -1,0 +1,213 @@
+"""Training of the layout model: the base on measured attributes, and LoRA adapters on the tissues.
+
+Both minimise the same flow-matching loss (Lipman et al., *Flow Matching for Generative Modeling*, 2023) with times drawn from a
+logit-normal (Esser et al., *Scaling Rectified Flow Transformers*, 2024); they differ in what is trainable and in the text.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.nn import functional as F
+
+from pathsynth.attributes import caption, phrases
+from pathsynth.data import Split, load_split
+from pathsynth.layout import LORA_FILE, TIME_SCALE, LayoutPipeline, fold_size, new_pipeline, predict_velocity
+from pathsynth.text import TextContext, TextEncoder
+from pathsynth.tissues import TISSUES
+from pathsynth.training.augment import dihedral
+from pathsynth.training.captions import CaptionEncoder
+from pathsynth.training.engine import OptimConfig
+from pathsynth.validator import to_model_range
+
+PromptStyle = Literal["label", "domain", "domain+attributes"]
+
+
+class FlowConfig(BaseModel):
+    """How times are drawn and text is dropped."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    time_mean: float = 0.0
+    time_std: float = Field(default=1.0, gt=0)
+    drop_text: float = Field(default=0.1, ge=0, le=1, description="Share of images trained without text.")
+    keep_all_attributes: float = Field(default=0.5, ge=0, le=1)
+    keep_attribute: float = Field(default=0.6, ge=0, le=1)
+
+
+class BaseConfig(BaseModel):
+    """A base run: the network, from scratch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["base"]
+    optim: OptimConfig
+    flow: FlowConfig = FlowConfig()
+    unet: dict[str, Any]
+
+
+class LoraConfig(BaseModel):
+    """A LoRA run on a trained base (Hu et al., *LoRA*, 2022)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["lora"]
+    optim: OptimConfig
+    flow: FlowConfig = FlowConfig()
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    target_modules: list[str]
+    prompt_style: PromptStyle = "domain+attributes"
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Clean tiles (N, 3, 28, 28) in [-1, 1] with the context of their captions."""
+
+    tiles: torch.Tensor
+    context: TextContext
+
+
+class FlowTask:
+    """What base and adapters share: batches of augmented tiles, the flow-matching loss, a fixed validation draw."""
+
+    def __init__(self, pipeline: LayoutPipeline, flow: FlowConfig, train: Split, val: Split, encoder: TextEncoder) -> None:
+        self.pipeline = pipeline
+        self.model: nn.Module = pipeline.unet
+        self.flow = flow
+        self.train = train
+        self.val = val
+        self.captions = CaptionEncoder(encoder)
+        self._fold = fold_size(pipeline.unet)
+
+    def describe(
+        self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
+    ) -> list[str]:
+        """One caption per tile, before text is dropped."""
+        return [self.attributes_of(words, generator) for words in phrases(tiles)]
+
+    def attributes_of(self, words: tuple[str, ...], generator: torch.Generator) -> str:
+        """The attributes as text: all of them, or a random part."""
+        if float(torch.rand((), generator=generator)) < self.flow.keep_all_attributes:
+            return caption(words)
+        return caption(words, (torch.rand(len(words), generator=generator) < self.flow.keep_attribute).tolist())
+
+    def batch(self, size: int, generator: torch.Generator) -> FlowBatch:
+        """Tiles under a random symmetry of the square, with their captions; attributes are measured after the symmetry."""
+        chosen = torch.randint(len(self.train), (size,), generator=generator).numpy()
+        return self._batch_of(self.train, chosen, generator)
+
+    def _batch_of(self, split: Split, chosen: npt.NDArray[np.int64], generator: torch.Generator) -> FlowBatch:
+        turned = dihedral(torch.from_numpy(split.images[chosen]).permute(0, 3, 1, 2), generator)
+        tiles = np.ascontiguousarray(turned.permute(0, 2, 3, 1).numpy())
+        texts = self.describe(tiles, split.labels[chosen], generator)
+        dropped = torch.rand(len(texts), generator=generator) < self.flow.drop_text
+        texts = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
+        return FlowBatch(to_model_range(tiles), self.captions(texts))
+
+    def loss(self, model: nn.Module, batch: FlowBatch, generator: torch.Generator) -> torch.Tensor:
+        """Mean squared error of the predicted velocity, noise minus data, in standardised units."""
+        device = next(model.parameters()).device
+        data = self.pipeline.standardise(batch.tiles)
+        noise = torch.randn(data.shape, generator=generator)
+        drawn = torch.randn(len(data), generator=generator) * self.flow.time_std + self.flow.time_mean
+        time = torch.sigmoid(drawn)
+        level = time.view(-1, 1, 1, 1)
+        noisy = ((1 - level) * data + level * noise).contiguous(memory_format=torch.channels_last)
+        context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
+        velocity = predict_velocity(model, self._fold, noisy.to(device), (time * TIME_SCALE).to(device), context)
+        return F.mse_loss(velocity.float(), (noise - data).to(device))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Loss on 1,024 val tiles with fixed times, noise, symmetries and captions."""
+        generator = torch.Generator().manual_seed(1)
+        losses = []
+        with torch.inference_mode():
+            for start in range(0, min(1024, len(self.val)), 128):
+                chosen = np.arange(start, min(start + 128, len(self.val)))
+                batch = self._batch_of(self.val, chosen, generator)
+                losses.append(float(self.loss(model, batch, generator)))
+        return {"val_loss": sum(losses) / len(losses)}
+
+
+class BaseTask(FlowTask):
+    """The base: every weight trainable, captions of measured attributes only."""
+
+    def __init__(
+        self,
+        config: BaseConfig,
+        train: Split | None = None,
+        val: Split | None = None,
+        encoder: TextEncoder | None = None,
+    ) -> None:
+        torch.manual_seed(config.optim.seed)
+        train = train or load_split("train")
+        val = val or load_split("val")
+        sample = to_model_range(train.images[:: max(1, len(train) // 4096)])
+        # One common deviation: channels keep their ratio, so colour is not stretched.
+        mean, std = sample.mean(dim=(0, 2, 3)).tolist(), [float(sample.std())] * 3
+        pipeline = new_pipeline(config.unet, mean, std)
+        super().__init__(pipeline, config.flow, train, val, encoder or TextEncoder())
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """The averaged pipeline in half precision, as diffusers writes it."""
+        self.pipeline.unet.load_state_dict(model.state_dict())
+        self.pipeline.to(dtype=torch.float16)
+        self.pipeline.save_pretrained(folder / "layout")
+        self.pipeline.to(dtype=torch.float32)
+
+
+class LoraTask(FlowTask):
+    """An adapter: the base is frozen, captions name the tissue in the configured style."""
+
+    def __init__(
+        self,
+        config: LoraConfig,
+        pipeline: LayoutPipeline,
+        train: Split | None = None,
+        val: Split | None = None,
+        encoder: TextEncoder | None = None,
+    ) -> None:
+        torch.manual_seed(config.optim.seed)
+        self.config = config
+        pipeline.unet.requires_grad_(False)
+        pipeline.unet.add_adapter(
+            PeftLoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                target_modules=config.target_modules,
+                init_lora_weights="gaussian",
+            )
+        )
+        super().__init__(
+            pipeline, config.flow, train or load_split("train"), val or load_split("val"), encoder or TextEncoder()
+        )
+
+    def describe(
+        self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
+    ) -> list[str]:
+        """Label or domain prompt of each tile, with attributes for half of the tiles where the style asks for them."""
+        style = self.config.prompt_style
+        texts = [TISSUES[label].label if style == "label" else TISSUES[label].prompt for label in labels.tolist()]
+        if style != "domain+attributes":
+            return texts
+        result = []
+        for text, words in zip(texts, phrases(tiles), strict=True):
+            extra = ""
+            if float(torch.rand((), generator=generator)) < 0.5:
+                extra = self.attributes_of(words, generator)
+            result.append(f"{text}; {extra}" if extra else text)
+        return result
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """The averaged adapter alone, in half precision, as `load_lora_adapter` reads it."""
+        self.pipeline.unet.load_state_dict(model.state_dict())
+        self.pipeline.to(dtype=torch.float16)
+        self.pipeline.unet.save_lora_adapter(folder / "lora", weight_name=LORA_FILE)
+        self.pipeline.to(dtype=torch.float32)

@@ -1,0 +1,119 @@
+"""The weights folder: safetensors, their configurations and reports, and `manifest.json` with a SHA-256 for each file."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pathsynth.errors import WeightsError
+
+WEIGHTS_VARIABLE = "PATHSYNTH_WEIGHTS"
+MANIFEST = "manifest.json"
+_NOT_LISTED = {MANIFEST, "MODEL_CARD.md"}
+
+
+class FileEntry(BaseModel):
+    """One file of the folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """What the folder holds: files by path, and of each component how it was trained and on what data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = 1
+    files: dict[str, FileEntry]
+    components: dict[str, dict[str, Any]]
+
+
+def default_folder() -> Path:
+    """`PATHSYNTH_WEIGHTS`, else the folder that the wheel carries, else `weights/` of the source tree."""
+    from_environment = os.environ.get(WEIGHTS_VARIABLE)
+    if from_environment:
+        return Path(from_environment).expanduser()
+    carried = Path(__file__).parent / "weights"
+    return carried if carried.is_dir() else Path(__file__).parent.parent / "weights"
+
+
+class Weights:
+    """A weights folder whose every listed file was found and compared with the manifest.
+
+    Raises:
+        WeightsError: the folder or a file is missing, or a file differs from the manifest.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or default_folder()
+        self.manifest = self._read_manifest()
+        self._verify()
+
+    def _read_manifest(self) -> Manifest:
+        path = self.folder / MANIFEST
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise WeightsError(
+                f"There are no weights in {self.folder} (no {MANIFEST}); "
+                f"install PathSynth again or set {WEIGHTS_VARIABLE} to a folder that has them."
+            ) from error
+        except ValidationError as error:
+            raise WeightsError(f"{path} is damaged; install PathSynth again.") from error
+
+    def _verify(self) -> None:
+        for name, entry in self.manifest.files.items():
+            path = self.folder / name
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise WeightsError(
+                    f"The weights in {self.folder} lack {name}, which their manifest lists; install PathSynth again."
+                ) from error
+            if found != entry.sha256:
+                raise WeightsError(
+                    f"{path} is damaged (SHA-256 {found[:12]} instead of {entry.sha256[:12]}); "
+                    "install PathSynth again."
+                )
+
+    @cached_property
+    def model(self) -> str:
+        """Short hash of all model files: what `model` means in every answer. Reports do not change it."""
+        digest = hashlib.sha256()
+        for name, entry in sorted(self.manifest.files.items()):
+            if not name.startswith("reports/"):
+                digest.update(f"{name} {entry.sha256}\n".encode())
+        return digest.hexdigest()[:12]
+
+    def has(self, component: str) -> bool:
+        """Whether a component (validator, judge, layout, lora ...) is part of these weights."""
+        return component in self.manifest.components
+
+    def path(self, name: str) -> Path:
+        """Path of a file or folder inside the weights."""
+        return self.folder / name
+
+
+def write_manifest(folder: Path, components: Mapping[str, Mapping[str, Any]]) -> Manifest:
+    """Hash every file of `folder` and write its manifest; components not named keep what was said of them."""
+    known: dict[str, dict[str, Any]] = {}
+    if (folder / MANIFEST).is_file():
+        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["components"]
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in _NOT_LISTED:
+            content = path.read_bytes()
+            files[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    manifest = Manifest(files=files, components=known | {name: dict(value) for name, value in components.items()})
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest

@@ -1,0 +1,72 @@
+"""The MCP server: tools and resources over one `Studio`, and the one place where errors become words for
+the client."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp_types import CallToolResult, InputRequiredResult
+from pydantic import ValidationError
+
+import tools
+from pathsynth import __version__
+from pathsynth.errors import PathSynthError
+from pathsynth.studio import Studio
+from server import resources
+from tools.wording import argument_problems, without_folders
+
+INSTRUCTIONS = (
+    "PathSynth makes synthetic H&E tiles of the nine colorectal tissues of PathMNIST for teaching, and shows "
+    "only tiles that a classifier verified. generate_tissue_image draws tiles, classify_image names the "
+    "tissue in an image, evaluate_model says how good both are. Tell the reader that tiles are synthetic and "
+    "not for diagnosis; when `verified` is false, say so."
+)
+
+
+class PathSynthServer(MCPServer):
+    """An MCP server whose failed calls answer in one sentence that the caller can act on."""
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Call a tool. A `PathSynthError` keeps its sentence, wrong arguments are named shortly, and a crash
+        says only that there was one; no answer names a folder of the server's disk.
+
+        Raises:
+            ToolError: the call failed in a way that the caller can act on.
+            UnexpectedToolError: the tool crashed; `__cause__` is what it raised.
+        """
+        try:
+            return await super().call_tool(name, arguments, context)
+        except UnexpectedToolError as error:
+            if isinstance(error.__cause__, PathSynthError):
+                raise ToolError(without_folders(str(error.__cause__))) from error.__cause__
+            raise UnexpectedToolError(
+                f"{name} failed unexpectedly; the server's log says more."
+            ) from error.__cause__
+        except ToolError as error:
+            if isinstance(error.__cause__, ValidationError):
+                raise ToolError(argument_problems(error.__cause__)) from error.__cause__
+            raise
+
+
+def build_server(studio: Studio, image_folders: Sequence[Path] = ()) -> MCPServer:
+    """An MCP server with every tool and resource over `studio`; nothing is loaded until a tool is called.
+
+    Image paths are read only inside `image_folders`; with none, as befits every transport but stdio, paths
+    are refused.
+    """
+    server = PathSynthServer(
+        "pathsynth",
+        title="PathSynth",
+        description="Verified synthetic colorectal histopathology tiles from a description.",
+        instructions=INSTRUCTIONS,
+        version=__version__,
+        log_level="WARNING",
+    )
+    tools.register(server, studio, image_folders)
+    resources.register(server, studio)
+    return server

@@ -1,0 +1,1 @@
+"""Tests, in the same three houses as the code."""
