@@ -1,10 +1,11 @@
 """The `pathsynth` command: words from a terminal to calls of the library, and its answers back.
 
-With `--json` the answer is one JSON value on stdout, and on failure `{"error": sentence}`. Progress and sentences for
-people who wait go to stderr. Exit code 0 is done, 1 failed, 2 wrong usage, 130 interrupted.
+With `--json` the answer is one JSON value on stdout, and on failure `{"error": sentence}`. Progress and
+sentences for people who wait go to stderr. Exit code 0 is done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -89,8 +90,10 @@ OnProgress = Callable[[int, int, str], None]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv`, by default that of the process. Returns the exit code; raises nothing for a failure
-    that PathSynth knows, nor for Ctrl-C."""
+    """Run the command line `argv`, by default that of the process, and return the exit code.
+
+    Raises nothing for a failure that PathSynth knows, nor for Ctrl-C.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     try:
         code = app(args=arguments, prog_name="pathsynth", standalone_mode=False)
@@ -417,10 +420,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one model on PathMNIST. Ctrl-C keeps the last checkpoint."""
-    from pathsynth.training import start
-
     if not config.is_file():
         raise RequestError(f"There is no configuration file {config}; give the path of a TOML file.")
+    from pathsynth.training import start
+
     folder = out or home() / "runs" / model.value
     _make_folder(folder)
     with _progress(f"Training {model.value}") as show:
@@ -430,10 +433,15 @@ def train(
             print(f"The last checkpoint is in {folder}; go on with --resume.", file=sys.stderr)
             raise
     if as_json:
-        _print_json(summary)
+        _print_json({key: _finite(value) for key, value in summary.items()})
     else:
         for key, value in summary.items():
             print(f"{key}: {value}")
+
+
+def _finite(value: object) -> object:
+    """JSON knows no NaN; a figure that was not measured, as the loss of a run already complete, is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @data_app.command("fetch")

@@ -85,7 +85,8 @@ def load_split(name: SplitName, size: int = 28, root: Path | None = None) -> Spl
     """Read one split. Tiles of 64 px and more are memory-mapped from arrays unpacked beside the archive.
 
     Raises:
-        DataError: the archive is missing, truncated, or holds something other than PathMNIST; or there is no room
+        DataError: the archive is missing, truncated, or holds something other than PathMNIST; or there is no
+        room
             to unpack it.
     """
     if name not in COUNTS:
@@ -147,13 +148,15 @@ def _unpacked(archive: Path, member: str) -> Path:
 
 
 def fetch(size: int = 28, root: Path | None = None, progress: Progress | None = None) -> Path:
-    """Fetch the PathMNIST archive that medmnist names for tiles of `size` px, and check it against medmnist's MD5.
+    """Fetch the PathMNIST archive of tiles of `size` px from where medmnist says; check medmnist's MD5.
 
-    An archive already in place and whole is left alone; another one is replaced only by a whole one. A download that
-    was cut short goes on where it stopped. `progress` hears of (bytes done, bytes in all). Returns the archive's path.
+    An archive already in place and whole is left alone; another one is replaced only by a whole one. A
+    download that was cut short goes on where it stopped. `progress` hears of (bytes done, bytes in all).
+    Returns the archive's path.
 
     Raises:
-        DataError: PathMNIST has no such size, there is no network, the download is not what medmnist expects, or the
+        DataError: PathMNIST has no such size, there is no network, the download is not what medmnist expects,
+        or the
             folder cannot be written.
     """
     from medmnist.info import INFO
@@ -191,7 +194,7 @@ def fetch(size: int = 28, root: Path | None = None, progress: Progress | None = 
 
 
 def _download(url: str, partial: Path, progress: Progress) -> None:
-    """Append to `partial` what it still lacks of the file at `url`; start over when the server cannot go on."""
+    """Append to `partial` what it lacks of the file at `url`; start over when the server cannot go on."""
     present = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={present}-"} if present else {})
     try:

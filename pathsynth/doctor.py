@@ -70,7 +70,10 @@ class Diagnosis(Record):
 
 
 def examine(on_step: OnStep = lambda _: None) -> Diagnosis:
-    """Look at everything; takes some ten seconds, most of them to load the models. Never raises for what it finds."""
+    """Look at everything; takes some ten seconds, most of them to load the models.
+
+    What is wrong becomes a finding and is not raised. `on_step` hears what is looked at next.
+    """
     on_step("Weights")
     weights, model = _weights()
     findings = [weights]
@@ -128,7 +131,8 @@ def _weights() -> tuple[Finding, str | None]:
     def look() -> str:
         weights = Weights()
         models.append(weights.model)
-        return f"{weights.folder}: {len(weights.manifest.files)} files match their manifest, model {weights.model}"
+        count = len(weights.manifest.files)
+        return f"{weights.folder}: {count} files match their manifest, model {weights.model}"
 
     finding = _checked("weights", True, look)
     return finding, models[0] if models else None
@@ -161,7 +165,7 @@ def _image_store() -> str:
 
 
 def _matmul_gflops() -> dict[str, float]:
-    """GFLOP/s of the best of a few 2048-cube matrix products; bfloat16 only where the processor is fast at it."""
+    """GFLOP/s of the best of a few 2048-cube products; bfloat16 only where the processor is fast at it."""
     import torch
 
     from pathsynth.training.engine import has_fast_bfloat16
@@ -203,7 +207,8 @@ def _generation() -> tuple[Finding, float | None]:
                 started = time.perf_counter()
                 result = studio.generate(request, on_attempt=None, check_cancelled=None)
                 timed.append((time.perf_counter() - started) / max(1, result.attempts))
-        return f"{timed[-1]:.2f} s for one 28-px proposal, {timed[0] * _TIMED_TILES:.1f} s for the first {_TIMED_TILES}"
+        first = timed[0] * _TIMED_TILES
+        return f"{timed[-1]:.2f} s for one 28-px proposal, {first:.1f} s for the first {_TIMED_TILES}"
 
     finding = _checked("generation", True, look)
     return finding, round(timed[-1], 3) if finding.ok else None

@@ -1,8 +1,9 @@
 """Where the validator looked: Grad-CAM overlays.
 
-Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks*, 2017. The last stages of the validator see a 28-px
-tile as 4 x 4 and 2 x 2 positions, too coarse to point at anything, so the map comes from `layer2`, the deepest stage
-that keeps 7 x 7. One position covers 4 px of the tile, 16 um; its receptive field is wider.
+Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks*, 2017. The last stages of the validator
+see a 28-px tile as 4 x 4 and 2 x 2 positions, too coarse to point at anything, so the map comes from
+`layer2`, the deepest stage that keeps 7 x 7. One position covers 4 px of the tile, 16 um; its receptive field
+is wider.
 """
 
 from typing import Final
@@ -26,10 +27,10 @@ _STRENGTH: Final = 0.65
 
 
 def grad_cam(model: nn.Module, tile: Picture, tissue: str) -> npt.NDArray[np.float32]:
-    """How much each place of a tile (28, 28, 3) speaks for a tissue: float (28, 28) in [0, 1], the strongest place at 1.
+    """How much each place of a tile (28, 28, 3) speaks for a tissue: float (28, 28), at its strongest 1.
 
-    The mean over the eight symmetries of the square, as the validator's answer is. All zero when nothing speaks for
-    the tissue.
+    The mean over the eight symmetries of the square, as the validator's answer is. All zero when nothing
+    speaks for the tissue.
 
     Raises:
         RequestError: there is no tissue with the code `tissue`.

@@ -52,8 +52,8 @@ _INK: Final = (30, 30, 30)
 def read_image(source: Path | bytes) -> Picture:
     """Read an image file, or the bytes of one, as uint8 RGB (H, W, 3).
 
-    Greyscale, palette, CMYK and 16-bit images are converted, transparent ones laid over white, and an EXIF orientation is
-    applied. The size is checked in the header, before any pixel is decoded.
+    Greyscale, palette, CMYK and 16-bit images are converted, transparent ones laid over white, and an EXIF
+    orientation is applied. The size is checked in the header, before any pixel is decoded.
 
     Raises:
         ImageError: there is no such file, or it is not one whole picture of at most 64 megapixels.
@@ -103,7 +103,8 @@ def _is_svg(start: bytes) -> bool:
 def _header(file: IO[bytes], name: str) -> Image.Image:
     """The image with only its header read."""
     too_large = ImageError(
-        f"{name} has more than {MAX_PIXELS // 1_000_000} megapixels; cut out the tile that is meant and give only that."
+        f"{name} has more than {MAX_PIXELS // 1_000_000} megapixels; "
+        "cut out the tile that is meant and give only that."
     )
     try:
         return Image.open(file, formats=_FORMATS)
@@ -116,7 +117,7 @@ def _header(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _ends_as_png(file: IO[bytes]) -> bool:
-    """Whether a PNG has its last chunk; Pillow is content once it has all pixels, even when the rest is cut off."""
+    """Whether a PNG has its last chunk; Pillow is content with all pixels, even when the rest is cut off."""
     file.seek(_PNG_SIGNATURE)
     while len(header := file.read(_PNG_CHUNK.size)) == _PNG_CHUNK.size:
         length, kind = _PNG_CHUNK.unpack(header)
@@ -176,7 +177,10 @@ def _to_rgb(image: Image.Image) -> Picture:
 
 
 def _from_wide_grey(grey: npt.NDArray[np.generic]) -> Picture:
-    """Grey of 16 bits, 32 bits or floating point (H, W): brought to 8 bits by the range its values need, 1, 255 or 65,535."""
+    """Grey of 16 bits, 32 bits or floating point (H, W) as uint8 RGB (H, W, 3).
+
+    White is 1, 255 or 65,535, whichever the values need; NaN is black.
+    """
     values = np.nan_to_num(np.asarray(grey, dtype=np.float32))
     floating = np.issubdtype(grey.dtype, np.floating)
     peak = float(values.max(initial=0.0))
@@ -223,7 +227,7 @@ def upscale(image: Picture, size: int) -> Picture:
 
 
 def contact_sheet(tiles: Sequence[Picture], captions: Sequence[str], columns: int) -> Picture:
-    """Tiles of one size in rows of `columns` on white, each with its caption below; captions too wide are cut.
+    """Tiles of one size in rows of `columns` on white, each with its caption below, cut where it is too wide.
 
     Raises:
         ValueError: there is no tile, no column, or not one caption per tile.

@@ -1,8 +1,9 @@
 """The image store: content-addressed PNG files with a JSON record each, whole at every moment.
 
-`images/<id>.png` holds the pixels, `records/<id>.json` what is known of them. The id is derived from the pixels alone,
-so the same tile has the same id whoever saved its file. An image counts as stored when both files are there; the PNG is
-written first, each by way of a temporary file and a rename, so that a killed process leaves nothing half written.
+`images/<id>.png` holds the pixels, `records/<id>.json` what is known of them. The id is derived from the
+pixels alone, so the same tile has the same id whoever saved its file. An image counts as stored when both
+files are there; the PNG is written first, each by way of a temporary file and a rename, so that a killed
+process leaves nothing half written.
 """
 
 import errno
@@ -43,7 +44,7 @@ def home() -> Path:
 
 
 def image_id_of(pixels: npt.NDArray[np.uint8]) -> str:
-    """The id of an image (H, W, 3): the first 16 hexadecimal digits of the SHA-256 over its shape and its RGB bytes."""
+    """The id of an image (H, W, 3): 16 hexadecimal digits of the SHA-256 over its shape and its RGB bytes."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode("ascii"))
     digest.update(np.ascontiguousarray(pixels, dtype=np.uint8).tobytes())
     return digest.hexdigest()[:_ID_LENGTH]
@@ -63,7 +64,10 @@ class StoredImage:
 
 
 class ImageStore:
-    """A store below `root`, by default `home()`. Creating the object touches no disk; several processes may share a store."""
+    """A store below `root`, by default `home()`. Creating the object touches no disk.
+
+    Several threads and processes may share a store.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or home()
@@ -73,11 +77,15 @@ class ImageStore:
         self._is_swept = False
 
     def put(self, image: npt.NDArray[np.uint8], record: Callable[[str], TileRecord]) -> StoredImage:
-        """Store a tile (S, S, 3) with the record that `record` makes for its id; replaces an older record of the same pixels.
+        """Store a tile (S, S, 3) with the record that `record` makes for its id.
+
+        The same pixels again keep the latest record.
 
         Raises:
-            StoreError: the disk is full or the folder cannot be written. Nothing of the tile is left then, and
-                what was stored before is untouched.
+            StoreError: the disk is full or the folder cannot be written. Nothing of the tile is left then,
+            and what
+                was stored before is untouched.
+            ValueError: the record names another id.
         """
         pixels = np.array(image, dtype=np.uint8)
         image_id = image_id_of(pixels)
@@ -143,6 +151,15 @@ class ImageStore:
             ) from error
         return tuple(sorted(each for each in images & records if re.fullmatch(IMAGE_ID_PATTERN, each)))
 
+    def has(self, image_id: str) -> bool:
+        """Whether an image of this id is stored; false also for a malformed id or an unreadable folder."""
+        if re.fullmatch(IMAGE_ID_PATTERN, image_id) is None:
+            return False
+        try:
+            return all(path.is_file() for path in self._paths(image_id))
+        except OSError:
+            return False
+
     def check_writable(self) -> None:
         """Write and remove an empty file. Raises StoreError when the store cannot be written."""
         with self._lock, self._writing():
@@ -204,7 +221,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Temporary file in the same folder, fsync, rename; the temporary file is gone afterwards, whatever happens."""
+    """Temporary file in the same folder, fsync, rename; the temporary file is gone afterwards in any case."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{_PARTIAL}")
     try:
         with partial.open("wb") as file:

@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from pathsynth.errors import WeightsError
-from pathsynth.tissues import TISSUES
+from pathsynth.errors import RequestError, WeightsError
+from pathsynth.tissues import TISSUES, Tissue, by_code
 
 ENCODER_VARIABLE = "PATHSYNTH_TEXT_ENCODER"
 CONTEXT_LENGTH = 64
 CONTEXT_WIDTH = 384
+# Cosines of unit vectors, set on the descriptions in tests/pathsynth/test_text.py.
+LEAST_SIMILARITY = 0.30
+LEAST_MARGIN = 0.04
 # Published files of sentence-transformers/all-MiniLM-L6-v2, revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
 PUBLISHED_SHA256 = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -110,27 +113,51 @@ class TextEncoder:
         return F.normalize(context.states.sum(1) / context.mask.sum(1, keepdim=True), dim=1)
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """A description's nearest tissues, best first, as (code, similarity) with similarity the cosine in [-1, 1]."""
+class TissueResolver:
+    """Finds the tissue that a description means, by the nearest label, synonym or prompt of each tissue."""
 
-    ranking: tuple[tuple[str, float], ...]
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        known = [(text, t.code) for t in TISSUES for text in (t.label, *t.synonyms, t.prompt)]
+        self._owners = [code for _, code in known]
+        self._known = encoder.embed([text for text, _ in known])
 
-    @property
-    def margin(self) -> float:
-        """How much nearer the best tissue is than the next."""
-        return self.ranking[0][1] - self.ranking[1][1]
+    def rank(self, description: str) -> list[tuple[str, float]]:
+        """Tissues as (code, similarity), best first; similarity is the cosine in [-1, 1]."""
+        scores = (self._known @ self._encoder.embed([description]).T).squeeze(1).tolist()
+        best: dict[str, float] = {}
+        for owner, score in zip(self._owners, scores, strict=True):
+            best[owner] = max(best.get(owner, -1.0), score)
+        return sorted(best.items(), key=lambda item: -item[1])
+
+    def resolve(self, description: str) -> Tissue:
+        """The tissue meant.
+
+        Raises:
+            RequestError: no tissue is near, or two are about equally near; names the candidates then.
+        """
+        ranking = self.rank(description)
+        best, similarity = ranking[0]
+        if similarity < LEAST_SIMILARITY:
+            raise RequestError(
+                "The description names none of the nine tissues; say which one with `tissue`: "
+                + ", ".join(f"{tissue.code} ({tissue.label})" for tissue in TISSUES)
+                + "."
+            )
+        close = [by_code(code) for code, score in ranking if score > similarity - LEAST_MARGIN]
+        if len(close) > 1:
+            raise RequestError(
+                "The description fits several tissues; choose one with `tissue`: "
+                + " or ".join(f"{tissue.code} ({tissue.label})" for tissue in close)
+                + "."
+            )
+        return by_code(best)
 
 
-def rank_tissues(encoder: TextEncoder, description: str) -> Resolution:
-    """Rank the tissues by the nearest of their label, synonyms and prompt to the description."""
-    texts, owners = [], []
+def named_tissue(description: str) -> Tissue | None:
+    """The tissue whose code, label, synonym or prompt the description is, letter for letter but for case."""
+    wanted = description.strip().casefold()
     for tissue in TISSUES:
-        for text in (tissue.label, *tissue.synonyms, tissue.prompt):
-            texts.append(text)
-            owners.append(tissue.code)
-    scores = (encoder.embed(texts) @ encoder.embed([description]).T).squeeze(1)
-    best: dict[str, float] = {}
-    for owner, score in zip(owners, scores.tolist(), strict=True):
-        best[owner] = max(best.get(owner, -1.0), score)
-    return Resolution(tuple(sorted(best.items(), key=lambda item: -item[1])))
+        if wanted in {name.casefold() for name in (tissue.code, tissue.label, *tissue.synonyms, tissue.prompt)}:
+            return tissue
+    return None

@@ -1,8 +1,9 @@
 """The nine tissues of PathMNIST: the one place that spells a tissue.
 
-Order, codes and labels are those of PathMNIST (Kather et al., 2018; Yang et al., *MedMNIST v2*, 2023) and never change: the
-index is the class the validator is trained on. The domain prompts condition the layout model; the glossary is written
-for a student who looks at a colorectal H&E tile of about 112 um edge (224 px at 0.5 um per px).
+Order, codes and labels are those of PathMNIST (Kather et al., 2018; Yang et al., *MedMNIST v2*, 2023) and
+never change: the index is the class the validator is trained on. The domain prompts condition the layout
+model; the glossary is written for a student who looks at a colorectal H&E tile of about 112 um edge (224 px
+at 0.5 um per px).
 """
 
 from dataclasses import dataclass

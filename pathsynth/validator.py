@@ -1,6 +1,9 @@
-"""The validator: a ResNet-18 that names the tissue of a tile with a calibrated confidence.
+"""The classifiers: the validator, which names the tissue of a tile with a calibrated confidence, and the judge.
 
-Method: He et al., *Deep Residual Learning*, 2016, with the stem suited to 28 px; temperature scaling after Guo et al., *On
+The validator is a ResNet-18 and decides inside the loop. The judge is a RegNet of other seed and disjoint training data that the
+loop never asks; it exists to score what the loop let through.
+
+Methods: He et al., *Deep Residual Learning*, 2016; Radosavovic et al., *Designing Network Design Spaces*, 2020; temperature scaling after Guo et al., *On
 Calibration of Modern Neural Networks*, 2017; out-of-distribution score after Lee et al., *A Simple Unified Framework for
 Detecting Out-of-Distribution Samples*, 2018.
 """
@@ -9,28 +12,32 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import regnet_y_400mf, resnet18
 
 from pathsynth.tissues import CODES, TISSUES
 
 NATIVE_SIZE = 28
-SYMMETRIES = 8
-_FEATURES = 512
+Architecture = Literal["resnet18", "regnet_y_400mf"]
 
 
-def build_validator() -> nn.Module:
-    """A torchvision ResNet-18 for nine tissues with a 3 x 3 stem of stride 1, which 28-px tiles need.
+def build_classifier(architecture: Architecture) -> nn.Module:
+    """A torchvision network for nine tissues with a 3 x 3 stem of stride 1, which 28-px tiles need.
 
     Input float (N, 3, 28, 28) in [-1, 1]; output logits (N, 9).
     """
-    model = resnet18(num_classes=len(TISSUES))
-    model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    if architecture == "resnet18":
+        model: nn.Module = resnet18(num_classes=len(TISSUES))
+        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    else:
+        model = regnet_y_400mf(num_classes=len(TISSUES))
+        model.get_submodule("stem")[0] = nn.Conv2d(3, 32, kernel_size=3, stride=1, padding=1, bias=False)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -66,6 +73,21 @@ def symmetric_logits(
     return torch.cat(collected) if collected else torch.empty(0, len(TISSUES))
 
 
+def features_of(model: nn.Module, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Penultimate features (N, F) of uint8 RGB tiles (N, 28, 28, 3)."""
+    kept: list[torch.Tensor] = []
+    hook = model.get_submodule("avgpool").register_forward_hook(
+        lambda module, inputs, output: kept.append(output.flatten(1).float())
+    )
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(tiles), 256):
+                model(to_model_range(tiles[start : start + 256]))
+    finally:
+        hook.remove()
+    return torch.cat(kept)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the validator says of one tile."""
@@ -82,21 +104,25 @@ class Prediction:
 
 
 class Validator:
-    """A trained ResNet-18 with its temperature and the statistics of its features.
+    """A trained classifier with its temperature and the statistics of its features.
 
-    The out-of-distribution score is the smallest Mahalanobis distance of the penultimate features (512) to a class mean under
-    one shared covariance, divided by the distance that `in_distribution_share` of the val tiles stay below.
+    The out-of-distribution score is the smallest Mahalanobis distance of the penultimate features (F) to a class mean (9, F) under
+    one shared covariance, divided by `ood_limit`. `whitening` (F, F) turns that covariance into the identity.
     """
 
-    def __init__(self, model: nn.Module, temperature: float, means: torch.Tensor, whitening: torch.Tensor, limit: float):
+    def __init__(
+        self,
+        model: nn.Module,
+        architecture: Architecture,
+        temperature: float,
+        means: torch.Tensor,
+        whitening: torch.Tensor,
+        ood_limit: float,
+    ) -> None:
         self.model = model.eval()
+        self.architecture = architecture
         self.temperature = temperature
-        self.means, self.whitening, self.limit = means, whitening, limit
-        self._features = torch.empty(0, _FEATURES)
-        model.get_submodule("avgpool").register_forward_hook(self._keep_features)
-
-    def _keep_features(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        self._features = output.flatten(1).float()
+        self.means, self.whitening, self.ood_limit = means, whitening, ood_limit
 
     @classmethod
     def load(cls, folder: Path) -> "Validator":
@@ -104,32 +130,30 @@ class Validator:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
         means, whitening = tensors.pop("ood.means"), tensors.pop("ood.whitening")
-        model = build_validator()
-        model.load_state_dict({name: tensor for name, tensor in tensors.items()}, strict=False)
-        return cls(model, config["temperature"], means, whitening, config["ood_limit"])
+        model = build_classifier(config["architecture"])
+        own = model.state_dict()
+        model.load_state_dict(own | {name: tensor for name, tensor in tensors.items() if name in own})
+        return cls(model, config["architecture"], config["temperature"], means, whitening, config["ood_limit"])
 
     def save(self, folder: Path) -> None:
         """Write half-precision weights and the calibration, as `load` reads them."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            name: tensor.half().contiguous()
-            for name, tensor in self.model.state_dict().items()
-            if tensor.is_floating_point()
-        }
+        state = self.model.state_dict()
+        tensors = {name: value.half().contiguous() for name, value in state.items() if value.is_floating_point()}
         tensors["ood.means"], tensors["ood.whitening"] = self.means.contiguous(), self.whitening.contiguous()
         save_file(tensors, folder / "model.safetensors")
-        config = {"architecture": "resnet18", "temperature": self.temperature, "ood_limit": self.limit, "codes": CODES}
+        config = {
+            "architecture": self.architecture,
+            "temperature": self.temperature,
+            "ood_limit": self.ood_limit,
+            "codes": CODES,
+        }
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     def distances(self, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Mahalanobis distance (N,) of each tile's features to the nearest class mean."""
-        collected = []
-        for start in range(0, len(tiles), 256):
-            with torch.inference_mode():
-                self.model(to_model_range(tiles[start : start + 256]))
-            centred = self._features.unsqueeze(1) - self.means
-            collected.append((centred @ self.whitening).norm(dim=2).min(1).values)
-        return torch.cat(collected)
+        centred = features_of(self.model, tiles).unsqueeze(1) - self.means
+        return (centred @ self.whitening).norm(dim=2).min(1).values
 
     def probabilities(
         self, tiles: npt.NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None
@@ -139,7 +163,7 @@ class Validator:
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> list[Prediction]:
         """Name the tissue of each tile (N, 28, 28, 3) uint8."""
-        scores = (self.distances(tiles) / self.limit).tolist()
+        scores = (self.distances(tiles) / self.ood_limit).tolist()
         result = []
         for row, score in zip(self.probabilities(tiles).tolist(), scores, strict=True):
             best = max(range(len(row)), key=row.__getitem__)

@@ -58,6 +58,7 @@ class LoraConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["lora"]
+    base: Path | None = Field(default=None, description="Folder of a saved layout pipeline; None is the one that ships.")
     optim: OptimConfig
     flow: FlowConfig = FlowConfig()
     rank: int = Field(gt=0)

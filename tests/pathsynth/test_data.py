@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ def arrays(size: int = 28) -> dict[str, Array]:
 
 def write(root: Path, size: int = 28, **changed: Array) -> Path:
     path = root / ("pathmnist.npz" if size == 28 else f"pathmnist_{size}.npz")
-    np.savez_compressed(path, **(arrays(size) | changed))
+    np.savez_compressed(path, allow_pickle=True, **(arrays(size) | changed))
     return path
 
 
@@ -70,7 +70,7 @@ def test_large_tiles_are_memory_mapped_and_unpacked_once(tmp_path: Path) -> None
 def test_the_hash_names_the_arrays_and_not_the_file(tmp_path: Path) -> None:
     write(tmp_path)
     first = load_split("val", 28, tmp_path).sha256
-    np.savez(tmp_path / "pathmnist.npz", **arrays())
+    np.savez(tmp_path / "pathmnist.npz", allow_pickle=True, **arrays())
     assert load_split("val", 28, tmp_path).sha256 == first != load_split("test", 28, tmp_path).sha256
 
 
@@ -189,12 +189,12 @@ CONTENT = bytes(range(256)) * 20_000
 
 
 class Archive(BaseHTTPRequestHandler):
-    """Serves CONTENT, from an offset when asked to; can cut the connection after some bytes, or send others."""
+    """Serves CONTENT, from an offset when asked to; can cut the connection early, or send something else."""
 
     cut_after: int | None = None
     other: bytes | None = None
     status: int | None = None
-    offsets: list[int]  # noqa: RUF012 - set by the fixture
+    offsets: ClassVar[list[int]] = []
 
     def do_GET(self) -> None:
         if self.status is not None:
@@ -209,7 +209,9 @@ class Archive(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:] if self.cut_after is None else content[start : start + self.cut_after])
+        self.wfile.write(
+            content[start:] if self.cut_after is None else content[start : start + self.cut_after]
+        )
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet."""

@@ -35,7 +35,12 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
@@ -157,7 +162,9 @@ def test_a_png_with_something_behind_its_end_is_read() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (8_001, 8_000), (10_000, 10_000), (2**31 - 1, 1)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(20_000, 20_000), (8_001, 8_000), (10_000, 10_000), (2**31 - 1, 1)]
+)
 def test_a_huge_image_is_refused_by_its_header(width: int, height: int) -> None:
     with pytest.raises(ImageError, match="64 megapixels"):
         read_image(png_header(width, height))
@@ -175,7 +182,9 @@ def test_an_svg_is_named_as_such(svg: bytes) -> None:
         read_image(svg)
 
 
-@pytest.mark.parametrize("content", [b"not an image", b"%PDF-1.7", b"\x00" * 5000, b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+@pytest.mark.parametrize(
+    "content", [b"not an image", b"%PDF-1.7", b"\x00" * 5000, b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
 def test_what_is_no_image_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tile.png"
     path.write_bytes(content)
@@ -283,7 +292,9 @@ def test_a_contact_sheet_shows_every_tile_in_reading_order() -> None:
     for shade in (10, 60, 110, 160, 210):
         y, x = np.nonzero((sheet == shade).all(axis=2))
         exact = [(b, a) for b, a in zip(y, x, strict=True) if (sheet[b : b + 56, a : a + 56] == shade).all()]
-        found[shade] = next(place for place in exact if (sheet[place[0] : place[0] + 56, place[1] : place[1] + 56]).size)
+        found[shade] = next(
+            place for place in exact if (sheet[place[0] : place[0] + 56, place[1] : place[1] + 56]).size
+        )
     assert found[10][0] == found[60][0] == found[110][0] < found[160][0] == found[210][0]
     assert found[10][1] == found[160][1] < found[60][1] == found[210][1] < found[110][1]
     below_second_row = sheet[found[160][0] + 56 :]

@@ -98,7 +98,18 @@ def test_a_record_of_another_image_is_a_mistake(store: ImageStore) -> None:
     assert store.ids() == ()
 
 
-@pytest.mark.parametrize("wrong", ["", "xyz", "../../etc/passwd", "ABCDEF0123456789", "0" * 15, "0" * 17, "0" * 9999])
+def test_a_store_knows_what_it_has_without_reading_it(store: ImageStore, tmp_path: Path) -> None:
+    image_id = store.put(tile(1), record).record.image_id
+    assert store.has(image_id)
+    assert not store.has("0" * 16)
+    assert not store.has(f"../images/{image_id}")
+    (tmp_path / "file").touch()
+    assert not ImageStore(tmp_path / "file").has(image_id)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "xyz", "../../etc/passwd", "ABCDEF0123456789", "0" * 15, "0" * 17, "0" * 9999]
+)
 def test_a_malformed_id_is_refused_shortly(store: ImageStore, wrong: str) -> None:
     with pytest.raises(StoreError, match="not an image id") as caught:
         store.get(wrong)

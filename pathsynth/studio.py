@@ -1,0 +1,335 @@
+"""The facade behind every command and tool: weights, models, loop and image store, each loaded when first needed.
+
+Importing this module and creating a `Studio` loads no model and imports no torch, so a server can answer its handshake first.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pathsynth.errors import RequestError, WeightsError
+from pathsynth.images import read_image, to_native
+from pathsynth.records import (
+    MAX_ATTEMPTS,
+    MAX_COUNT,
+    MAX_DESCRIPTION,
+    MAX_SEED,
+    AttemptRecord,
+    Classification,
+    GenerationResult,
+    Report,
+    TileRecord,
+)
+from pathsynth.store import ImageStore, image_id_of
+from pathsynth.tissues import TISSUES, Tissue, by_code
+
+if TYPE_CHECKING:
+    from pathsynth.generator import Generator
+    from pathsynth.text import TextEncoder, TissueResolver
+    from pathsynth.validator import Prediction, Validator
+    from pathsynth.verify import Attempt
+    from pathsynth.weights import Weights
+
+Progress = Callable[[int, int, str], None]
+CheckCancelled = Callable[[], None]
+NATIVE_SIZE = 28
+
+
+class GenerationRequest(BaseModel):
+    """A request for verified tiles. `time_budget` in seconds; after it no new proposals are started."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str = Field(min_length=1, max_length=MAX_DESCRIPTION)
+    tissue: str | None = None
+    count: int = Field(default=1, ge=1, le=MAX_COUNT)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    size: Literal[28, 224] = 224
+    min_confidence: float = Field(default=0.9, ge=0, le=1)
+    max_attempts: int = Field(default=30, ge=1, le=MAX_ATTEMPTS)
+    time_budget: float | None = Field(default=None, gt=0)
+
+    @classmethod
+    def checked(cls, **fields: Any) -> Self:
+        """A request from outside.
+
+        Raises:
+            RequestError: a field is missing or out of bounds; says which and how.
+        """
+        if isinstance(fields.get("description"), str) and not fields["description"].strip():
+            raise RequestError("The description is empty; say in words what the tile should show.")
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise RequestError(f"`{name}` is not valid: {first['msg'].lower()}; correct it.") from error
+
+
+class Studio:
+    """Generate, classify, evaluate. One lock guards the models, so threads may share a studio."""
+
+    def __init__(self, weights: Path | None = None, home: Path | None = None) -> None:
+        self._weights_folder = weights
+        self._store = ImageStore(home)
+        self._models = threading.RLock()
+
+    @property
+    def store(self) -> ImageStore:
+        """Where delivered tiles are kept."""
+        return self._store
+
+    @cached_property
+    def weights(self) -> "Weights":
+        """The weights, compared with their manifest. Raises WeightsError when they are missing or damaged."""
+        from pathsynth.weights import Weights
+
+        return Weights(self._weights_folder)
+
+    @property
+    def model(self) -> str:
+        """Short hash of the weights."""
+        return self.weights.model
+
+    @cached_property
+    def _validator(self) -> "Validator":
+        from pathsynth.validator import Validator
+
+        return Validator.load(self.weights.path("validator"))
+
+    @cached_property
+    def _generator(self) -> "Generator":
+        from pathsynth.generator import Generator
+
+        return Generator.load(self.weights)
+
+    @cached_property
+    def _encoder(self) -> "TextEncoder":
+        from pathsynth.text import TextEncoder
+
+        return TextEncoder()
+
+    @cached_property
+    def _resolver(self) -> "TissueResolver":
+        from pathsynth.text import TissueResolver
+
+        return TissueResolver(self._encoder)
+
+    def resolve(self, description: str, tissue: str | None) -> Tissue:
+        """The tissue of a request: the code when given, else the one the description names or means.
+
+        Raises:
+            RequestError: the code is unknown, or the description fits no tissue or several.
+        """
+        if tissue is not None:
+            return by_code(tissue)
+        from pathsynth.text import named_tissue
+
+        with self._models:
+            return named_tissue(description) or self._resolver.resolve(description)
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        on_attempt: Callable[[AttemptRecord, int], None] | None = None,
+        check_cancelled: CheckCancelled | None = None,
+    ) -> GenerationResult:
+        """Verified tiles for a request, each put into the store as soon as it is kept.
+
+        Args:
+            on_attempt: hears of every attempt with the number of tiles kept so far; may raise to stop.
+            check_cancelled: called between denoising steps; may raise to stop.
+        """
+        from pathsynth.verify import LoopRequest, verified_tiles
+
+        started = time.monotonic()
+        tissue = self.resolve(request.description, request.tissue)
+        loop = LoopRequest(
+            tissue, request.count, request.seed, request.min_confidence, request.max_attempts, request.time_budget
+        )
+        tiles: list[TileRecord] = []
+        rejected: list[AttemptRecord] = []
+        since_kept = 0
+        with self._models:
+            context = self._generator.context_of(tissue, request.description, lambda: self._encoder)
+
+            def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+                return self._generator.propose(context, seeds, on_step=check_cancelled)
+
+            for attempt in verified_tiles(loop, propose, self._validator.predict):
+                since_kept += 1
+                seen = _attempt_record(attempt)
+                if attempt.verified:
+                    tiles.append(self._keep(attempt, tissue, request.description, since_kept))
+                    since_kept = 0
+                else:
+                    rejected.append(seen)
+                if on_attempt is not None:
+                    on_attempt(seen, len(tiles))
+        attempts = len(tiles) + len(rejected)
+        return GenerationResult(
+            tissue=tissue.code,
+            label=tissue.label,
+            description=request.description,
+            count=request.count,
+            verified=len(tiles) == request.count,
+            attempts=attempts,
+            seed=request.seed,
+            size=request.size,
+            min_confidence=request.min_confidence,
+            tiles=tiles,
+            rejected=rejected,
+            message=_message(request, tissue, len(tiles), attempts),
+            seconds=round(time.monotonic() - started, 3),
+            model=self.model,
+        )
+
+    def _keep(self, attempt: "Attempt", tissue: Tissue, description: str, attempts: int) -> TileRecord:
+        def record(image_id: str) -> TileRecord:
+            return TileRecord(
+                image_id=image_id,
+                tissue=tissue.code,
+                label=tissue.label,
+                description=description,
+                confidence=attempt.prediction.confidence,
+                probabilities=attempt.prediction.probabilities,
+                verified=True,
+                attempts=attempts,
+                seed=attempt.seed,
+                size=len(attempt.tile),
+                model=self.model,
+            )
+
+        return self.store.put(attempt.tile, record).record
+
+    def classify(self, source: Path | bytes, name: str) -> Classification:
+        """What the validator sees in an image.
+
+        Raises:
+            ImageError: the image cannot be read or is smaller than 28 px.
+        """
+        image = read_image(source)
+        native = to_native(image)
+        with self._models:
+            prediction = self._validator.predict(native[np.newaxis])[0]
+        image_id = image_id_of(image)
+        return Classification(
+            image=name,
+            tissue=prediction.code,
+            label=by_code(prediction.code).label,
+            confidence=prediction.confidence,
+            probabilities=prediction.probabilities,
+            in_distribution=prediction.in_distribution,
+            ood_score=prediction.ood_score,
+            verdict=_verdict(prediction),
+            image_id=image_id if image_id in self.store.ids() else None,
+            model=self.model,
+        )
+
+    def evaluate_validator(self, split: Literal["val", "test"], progress: Progress | None = None) -> Report:
+        """The validator on all of a split. Raises DataError when PathMNIST is not there."""
+        from pathsynth.data import load_split
+        from pathsynth.evaluate import evaluate_validator
+
+        tiles = load_split(split)
+        with self._models:
+            return evaluate_validator(self._validator, tiles, self.model, progress)
+
+    def evaluate_generator(
+        self,
+        per_class: int,
+        seed: int,
+        progress: Progress | None = None,
+        judge: bool = False,
+        check_cancelled: CheckCancelled | None = None,
+    ) -> Report:
+        """Unfiltered first-shot tiles of every tissue, named by the validator, with `judge` by the judge too."""
+        from pathsynth.evaluate import evaluate_generator
+
+        judging = self._judge if judge else None
+        with self._models:
+            contexts = [self._generator.context_of(t, t.label, lambda: self._encoder) for t in TISSUES]
+
+            def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+                return self._generator.propose(contexts[tissue.index], seeds, on_step=check_cancelled)
+
+            return evaluate_generator(propose, self._validator, judging, per_class, seed, self.model, progress)
+
+    def evaluate_loop(
+        self,
+        per_class: int,
+        seed: int,
+        progress: Progress | None = None,
+        check_cancelled: CheckCancelled | None = None,
+    ) -> Report:
+        """What the loop accepted at its default confidence, scored by the judge: a filter that scores itself says nothing."""
+        from pathsynth.evaluate import evaluate_loop
+
+        judge = self._judge
+        with self._models:
+            contexts = [self._generator.context_of(t, t.label, lambda: self._encoder) for t in TISSUES]
+
+            def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+                return self._generator.propose(contexts[tissue.index], seeds, on_step=check_cancelled)
+
+            return evaluate_loop(propose, self._validator, judge, per_class, seed, self.model, progress)
+
+    @cached_property
+    def _judge(self) -> "Validator":
+        from pathsynth.validator import Validator
+
+        if not self.weights.has("judge"):
+            raise WeightsError(
+                "These weights hold no judge, and a filter that scores itself says nothing; "
+                "train one with `pathsynth train judge`, or use `pathsynth evaluate generator`."
+            )
+        return Validator.load(self.weights.path("judge"))
+
+    def committed_report(self, name: str) -> Report:
+        """A report that ships with the weights: validator-val, validator-test or generator."""
+        path = self.weights.path(f"reports/{name}.json")
+        try:
+            report = Report.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise WeightsError(f"These weights carry no readable report named {name}.") from error
+        return report.model_copy(update={"source": "committed report"})
+
+
+def _attempt_record(attempt: "Attempt") -> AttemptRecord:
+    prediction = attempt.prediction
+    return AttemptRecord(
+        seed=attempt.seed,
+        predicted=prediction.code,
+        confidence=prediction.confidence,
+        verified=attempt.verified,
+    )
+
+
+def _message(request: GenerationRequest, tissue: Tissue, kept: int, attempts: int) -> str:
+    if kept == request.count:
+        tiles = "1 tile" if kept == 1 else f"{kept} tiles"
+        return f"{tiles} of {tissue.label} verified in {attempts} attempts."
+    spent = "attempts" if attempts >= request.max_attempts else "time budget"
+    return (
+        f"Only {kept} of {request.count} tiles of {tissue.label} were verified in {attempts} attempts before the {spent} "
+        f"ran out; try another seed, more attempts, or a lower confidence than {request.min_confidence:g}."
+    )
+
+
+def _verdict(prediction: "Prediction") -> str:
+    label = by_code(prediction.code).label
+    if not prediction.in_distribution:
+        return (
+            f"This does not look like a colorectal H&E tile of about 112 um edge; the nearest tissue, {label}, means nothing."
+        )
+    if prediction.confidence < 0.5:
+        return f"Unsure: {label} is the likeliest at {prediction.confidence:.0%}."
+    return f"This looks like {label} ({prediction.confidence:.0%})."
