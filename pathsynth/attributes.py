@@ -1,7 +1,8 @@
 """Measured attributes of a 28-px tile, and the captions made of them.
 
-The base model is trained on these captions alone: they say what can be measured (stain, nuclei, white space, texture), never
-which tissue it is. The same measurement scores how well a generated tile follows a description.
+The base model is trained on these captions alone: they say what can be measured (stain, nuclei, white space,
+texture), never which tissue it is. The same measurement scores how well a generated tile follows a
+description.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# A pixel this bright (mean of RGB, 0 to 1) is lumen, vacuole or glass; one with red this low is nuclear (haematoxylin).
+# A pixel this bright (mean of RGB, 0 to 1) is lumen, vacuole or glass; one with red this low is nuclear
+# (haematoxylin).
 WHITE_ABOVE = 0.86
 NUCLEAR_RED_BELOW = 0.60
 DIRECTED_FROM = 0.30
@@ -20,7 +22,8 @@ DIRECTED_FROM = 0.30
 
 @dataclass(frozen=True)
 class Attribute:
-    """A measurable property: `edges` part its range into one more bin than there are edges, each with its own words.
+    """A measurable property: `edges` part its range into one more bin than there are edges, each with its
+    own words.
 
     The edges were set at quantiles of PathMNIST train, so that every wording is common enough to be learnt.
     """
@@ -77,10 +80,11 @@ _ORIENTATIONS = ("horizontal", "rising diagonal", "vertical", "falling diagonal"
 def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, FloatArray]:
     """Attributes of RGB tiles (N, H, W, 3) uint8; every value is an array (N,).
 
-    `brightness` mean of RGB (0 to 1); `redness` mean of red minus blue; `nuclear_density` share of nuclear pixels;
-    `white_space` share of white pixels; `contrast` standard deviation of grey; `grain` root mean square gradient over
-    contrast; `direction` coherence of the structure tensor (0 none, 1 parallel lines); `orientation` angle of the texture
-    in degrees, 0 horizontal, counter-clockwise, below 180. Structure tensor: Bigun and Granlund, 1987.
+    `brightness` mean of RGB (0 to 1); `redness` mean of red minus blue; `nuclear_density` share of nuclear
+    pixels; `white_space` share of white pixels; `contrast` standard deviation of grey; `grain` root mean
+    square gradient over contrast; `direction` coherence of the structure tensor (0 none, 1 parallel lines);
+    `orientation` angle of the texture in degrees, 0 horizontal, counter-clockwise, below 180. Structure
+    tensor: Bigun and Granlund, 1987.
     """
     rgb = tiles.astype(np.float64) / 255
     grey = rgb.mean(axis=3)
@@ -89,7 +93,8 @@ def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, FloatArray]:
     along_x, along_y = (columns**2).mean(axis=(1, 2)), (rows**2).mean(axis=(1, 2))
     across = (columns * rows).mean(axis=(1, 2))
     energy = along_x + along_y
-    # Rows grow downwards: the texture runs perpendicular to the dominant gradient, and the sign turns it upright.
+    # Rows grow downwards: the texture runs perpendicular to the dominant gradient, and the sign turns it
+    # upright.
     gradient_angle = 0.5 * np.arctan2(2 * across, along_x - along_y)
     return {
         "brightness": grey.mean(axis=(1, 2)),

@@ -1,4 +1,6 @@
-"""Evaluation on scikit-learn and torchmetrics: every figure with its sample size, split, seed and model hash."""
+"""Evaluation on scikit-learn and torchmetrics: every figure with its sample size, split, seed and model
+hash.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -49,7 +51,9 @@ def accuracy(true: Labels, named: Labels) -> float:
 
 
 def _figures(true: Labels, named: Labels) -> dict[str, object]:
-    precision, recall, f1, support = precision_recall_fscore_support(true, named, labels=_ALL, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        true, named, labels=_ALL, zero_division=0
+    )
     return {
         "n": len(true),
         "accuracy": accuracy(true, named),
@@ -58,7 +62,10 @@ def _figures(true: Labels, named: Labels) -> dict[str, object]:
         "macro_f1": float(f1.mean()),
         "per_class": {
             code: ClassFigures(
-                precision=float(precision[i]), recall=float(recall[i]), f1=float(f1[i]), support=int(support[i])
+                precision=float(precision[i]),
+                recall=float(recall[i]),
+                f1=float(f1[i]),
+                support=int(support[i]),
             )
             for i, code in enumerate(CODES)
         },
@@ -66,8 +73,12 @@ def _figures(true: Labels, named: Labels) -> dict[str, object]:
     }
 
 
-def evaluate_validator(validator: Validator, split: Split, model: str, progress: Progress | None = None) -> Report:
-    """The validator on every tile of a split; headline accuracy, calibration as expected calibration error (15 bins)."""
+def evaluate_validator(
+    validator: Validator, split: Split, model: str, progress: Progress | None = None
+) -> Report:
+    """The validator on every tile of a split; headline accuracy, calibration as expected calibration error
+    (15 bins).
+    """
     started = time.monotonic()
 
     def on_batch(done: int, total: int) -> None:
@@ -108,7 +119,9 @@ def evaluate_generator(
     model: str,
     progress: Progress | None = None,
 ) -> Report:
-    """First-shot tiles, none discarded: `per_class` of every tissue with seeds from `seed` on, named by the validator."""
+    """First-shot tiles, none discarded: `per_class` of every tissue with seeds from `seed` on, named by the
+    validator.
+    """
     started = time.monotonic()
     asked: list[int] = []
     named: list[Labels] = []

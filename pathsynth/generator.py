@@ -1,4 +1,6 @@
-"""The generator that ships: the layout pipeline with its default adapter, ready to propose tiles for a tissue."""
+"""The generator that ships: the layout pipeline with its default adapter, ready to propose tiles for a
+tissue.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,10 +21,16 @@ CONTEXTS_FILE = "contexts.safetensors"
 
 
 class Generator:
-    """Proposes 28-px tiles. A tile depends on its context and its own seed alone, not on what it is made beside."""
+    """Proposes 28-px tiles. A tile depends on its context and its own seed alone, not on what it is made
+    beside.
+    """
 
     def __init__(
-        self, pipeline: LayoutPipeline, contexts: TextContext, steps: int = DEFAULT_STEPS, guidance: float = DEFAULT_GUIDANCE
+        self,
+        pipeline: LayoutPipeline,
+        contexts: TextContext,
+        steps: int = DEFAULT_STEPS,
+        guidance: float = DEFAULT_GUIDANCE,
     ) -> None:
         self.pipeline = pipeline
         self.steps, self.guidance = steps, guidance
@@ -36,10 +44,13 @@ class Generator:
         pipeline.unet.fuse_lora()
         pipeline.unet.unload_lora()
         settings = json.loads(weights.path("lora/default/settings.json").read_text(encoding="utf-8"))
-        return cls(pipeline, load_contexts(weights.path(CONTEXTS_FILE)), settings["steps"], settings["guidance"])
+        return cls(
+            pipeline, load_contexts(weights.path(CONTEXTS_FILE)), settings["steps"], settings["guidance"]
+        )
 
     def context_of(self, tissue: Tissue, description: str, encoder: Callable[[], TextEncoder]) -> TextContext:
-        """Context (1) of a request: the stored one when the description only names the tissue, else domain prompt and description.
+        """Context (1) of a request: the stored one when the description only names the tissue, else domain
+        prompt and description.
 
         `encoder` is asked for the text encoder when it is needed.
         """
@@ -50,7 +61,9 @@ class Generator:
     def propose(
         self, context: TextContext, seeds: Sequence[int], on_step: Callable[[], None] | None = None
     ) -> npt.NDArray[np.uint8]:
-        """One uint8 RGB tile (28, 28, 3) per seed, as (N, 28, 28, 3). `on_step` is called before each denoising step."""
+        """One uint8 RGB tile (28, 28, 3) per seed, as (N, 28, 28, 3). `on_step` is called before each
+        denoising step.
+        """
         tiles = self.pipeline(
             context,
             self._contexts[len(TISSUES) :],

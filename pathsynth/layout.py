@@ -1,8 +1,9 @@
 """The layout model: a text-conditioned pixel diffusion model at PathMNIST's native 28 x 28 px.
 
-Rectified flow (Liu et al., *Flow Straight and Fast*, 2023; Esser et al., 2024): the network predicts the velocity from
-data to noise. A tile is folded into patches of p x p px (pixel unshuffle), so the network works on a coarser grid with
-3 p^2 channels. The network conditions on token states of the text encoder by cross-attention.
+Rectified flow (Liu et al., *Flow Straight and Fast*, 2023; Esser et al., 2024): the network predicts the
+velocity from data to noise. A tile is folded into patches of p x p px (pixel unshuffle), so the network
+works on a coarser grid with 3 p^2 channels. The network conditions on token states of the text encoder by
+cross-attention.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ StepCallback = Callable[[int, int], None]
 
 def fold_size(unet: UNet2DConditionModel) -> int:
     """Edge in px of the patches that the network sees as one position."""
-    return int(round((unet.config.in_channels / 3) ** 0.5))
+    return round((unet.config.in_channels / 3) ** 0.5)
 
 
 def predict_velocity(
@@ -34,16 +35,21 @@ def predict_velocity(
     """Velocity (N, 3, 28, 28) of noisy tiles at times (N,) in [0, 1000], where 1000 is pure noise."""
     folded = F.pixel_unshuffle(noisy, fold) if fold > 1 else noisy
     velocity = unet(
-        folded, time, encoder_hidden_states=context.states, encoder_attention_mask=context.mask, return_dict=False
+        folded,
+        time,
+        encoder_hidden_states=context.states,
+        encoder_attention_mask=context.mask,
+        return_dict=False,
     )[0]
     return F.pixel_shuffle(velocity, fold) if fold > 1 else velocity
 
 
 class LayoutPipeline(DiffusionPipeline):
-    """Text to 28-px tiles. Swap the scheduler as with any diffusers pipeline; add LoRA adapters with `load_lora_weights`.
+    """Text to 28-px tiles. Swap the scheduler as with any diffusers pipeline; add LoRA adapters with
+    `load_lora_weights`.
 
-    Tiles leave in [-1, 1]. Inside, they are standardised by `data_mean` and `data_std`, the mean and standard deviation per
-    channel of the training tiles, so that noise and data have the same scale.
+    Tiles leave in [-1, 1]. Inside, they are standardised by `data_mean` and `data_std`, the mean and
+    standard deviation per channel of the training tiles, so that noise and data have the same scale.
     """
 
     model_cpu_offload_seq = "unet"
@@ -77,7 +83,9 @@ class LayoutPipeline(DiffusionPipeline):
         return mean, std
 
     def load_lora_weights(self, folder: str | Path, adapter_name: str = "default") -> None:
-        """Load a LoRA adapter from a folder with `pytorch_lora_weights.safetensors`, and make it the active one."""
+        """Load a LoRA adapter from a folder with `pytorch_lora_weights.safetensors`, and make it the active
+        one.
+        """
         self.unet.load_lora_adapter(
             str(folder), prefix=None, adapter_name=adapter_name, weight_name=LORA_FILE, use_safetensors=True
         )
@@ -97,8 +105,10 @@ class LayoutPipeline(DiffusionPipeline):
 
         Args:
             context: text of each tile (N), or of all of them (1).
-            unconditional: context of the empty text (1), for classifier-free guidance (Ho and Salimans, 2022).
-            generators: one per tile; each is used for its own tile alone, so a tile does not depend on its neighbours.
+            unconditional: context of the empty text (1), for classifier-free guidance (Ho and Salimans,
+                2022).
+            generators: one per tile; each is used for its own tile alone, so a tile does not depend on its
+                neighbours.
             num_inference_steps: denoising steps.
             guidance_scale: 1 turns guidance off.
             on_step: called before each step with (steps done, steps); may raise to stop.
@@ -128,7 +138,9 @@ class LayoutPipeline(DiffusionPipeline):
         return self.restore(tiles)
 
 
-def new_pipeline(unet_config: dict[str, Any], data_mean: Sequence[float], data_std: Sequence[float]) -> LayoutPipeline:
+def new_pipeline(
+    unet_config: dict[str, Any], data_mean: Sequence[float], data_std: Sequence[float]
+) -> LayoutPipeline:
     """A pipeline with an untrained network. `unet_config` are arguments of diffusers' UNet2DConditionModel."""
     unet = UNet2DConditionModel(**unet_config).to(memory_format=torch.channels_last)
     return LayoutPipeline(unet, FlowMatchEulerDiscreteScheduler(), data_mean, data_std)

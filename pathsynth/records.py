@@ -76,10 +76,14 @@ class Classification(Record):
     label: str
     confidence: float
     probabilities: dict[str, float]
-    in_distribution: bool = Field(description="False when the image does not look like a colorectal H&E tile.")
+    in_distribution: bool = Field(
+        description="False when the image does not look like a colorectal H&E tile."
+    )
     ood_score: float = Field(description="Out-of-distribution score; at or above 1 the image is not trusted.")
     verdict: str = Field(description="One sentence for a person.")
-    image_id: str | None = Field(default=None, description="Identity in the image store, when it is one of ours.")
+    image_id: str | None = Field(
+        default=None, description="Identity in the image store, when it is one of ours."
+    )
     model: str
 
 
@@ -93,7 +97,9 @@ class ClassFigures(Record):
 
 
 class Report(Record):
-    """An evaluation. Macro averages run over the nine tissues; `ci95` belongs to the figure named by `headline`."""
+    """An evaluation. Macro averages run over the nine tissues; `ci95` belongs to the figure named by
+    `headline`.
+    """
 
     what: Literal["validator", "generator", "loop"]
     headline: str

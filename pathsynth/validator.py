@@ -1,11 +1,13 @@
-"""The classifiers: the validator, which names the tissue of a tile with a calibrated confidence, and the judge.
+"""The classifiers: the validator, which names the tissue of a tile with a calibrated confidence, and the
+judge.
 
-The validator is a ResNet-18 and decides inside the loop. The judge is a RegNet of other seed and disjoint training data that the
-loop never asks; it exists to score what the loop let through.
+The validator is a ResNet-18 and decides inside the loop. The judge is a RegNet of other seed and disjoint
+training data that the loop never asks; it exists to score what the loop let through.
 
-Methods: He et al., *Deep Residual Learning*, 2016; Radosavovic et al., *Designing Network Design Spaces*, 2020; temperature scaling after Guo et al., *On
-Calibration of Modern Neural Networks*, 2017; out-of-distribution score after Lee et al., *A Simple Unified Framework for
-Detecting Out-of-Distribution Samples*, 2018.
+Methods: He et al., *Deep Residual Learning*, 2016; Radosavovic et al., *Designing Network Design Spaces*,
+2020; temperature scaling after Guo et al., *On Calibration of Modern Neural Networks*, 2017;
+out-of-distribution score after Lee et al., *A Simple Unified Framework for Detecting Out-of-Distribution
+Samples*, 2018.
 """
 
 import json
@@ -37,7 +39,7 @@ def build_classifier(architecture: Architecture) -> nn.Module:
         model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     else:
         model = regnet_y_400mf(num_classes=len(TISSUES))
-        model.get_submodule("stem")[0] = nn.Conv2d(3, 32, kernel_size=3, stride=1, padding=1, bias=False)
+        model.stem[0] = nn.Conv2d(3, 32, kernel_size=3, stride=1, padding=1, bias=False)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -58,7 +60,8 @@ def symmetric_logits(
 ) -> torch.Tensor:
     """Logits (N, 9) averaged over the eight symmetries of the square, since a tile has no up or down.
 
-    The answer is therefore the same however a tile is turned or flipped. `on_batch` hears of (tiles done, tiles).
+    The answer is therefore the same however a tile is turned or flipped. `on_batch` hears of (tiles done,
+    tiles).
     """
     collected = []
     for start in range(0, len(tiles), 256):
@@ -106,8 +109,9 @@ class Prediction:
 class Validator:
     """A trained classifier with its temperature and the statistics of its features.
 
-    The out-of-distribution score is the smallest Mahalanobis distance of the penultimate features (F) to a class mean (9, F) under
-    one shared covariance, divided by `ood_limit`. `whitening` (F, F) turns that covariance into the identity.
+    The out-of-distribution score is the smallest Mahalanobis distance of the penultimate features (F) to a
+    class mean (9, F) under one shared covariance, divided by `ood_limit`. `whitening` (F, F) turns that
+    covariance into the identity.
     """
 
     def __init__(
@@ -133,13 +137,17 @@ class Validator:
         model = build_classifier(config["architecture"])
         own = model.state_dict()
         model.load_state_dict(own | {name: tensor for name, tensor in tensors.items() if name in own})
-        return cls(model, config["architecture"], config["temperature"], means, whitening, config["ood_limit"])
+        return cls(
+            model, config["architecture"], config["temperature"], means, whitening, config["ood_limit"]
+        )
 
     def save(self, folder: Path) -> None:
         """Write half-precision weights and the calibration, as `load` reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         state = self.model.state_dict()
-        tensors = {name: value.half().contiguous() for name, value in state.items() if value.is_floating_point()}
+        tensors = {
+            name: value.half().contiguous() for name, value in state.items() if value.is_floating_point()
+        }
         tensors["ood.means"], tensors["ood.whitening"] = self.means.contiguous(), self.whitening.contiguous()
         save_file(tensors, folder / "model.safetensors")
         config = {

@@ -1,7 +1,7 @@
 """The loop: propose, classify, keep what the validator agrees with, go on until enough is kept.
 
-Every attempt is reported, kept or not. The same request gives the same attempts: attempt i has seed `seed + i`, and a tile
-depends on its own seed alone.
+Every attempt is reported, kept or not. The same request gives the same attempts: attempt i has seed `seed +
+i`, and a tile depends on its own seed alone.
 """
 
 import time
@@ -57,7 +57,9 @@ def verified_tiles(
         seeds = [(request.seed + tried + i) % (MAX_SEED + 1) for i in range(size)]
         tiles = propose(seeds)
         for seed, tile, prediction in zip(seeds, tiles, classify(tiles), strict=True):
-            agrees = prediction.code == request.tissue.code and prediction.confidence >= request.min_confidence
+            agrees = (
+                prediction.code == request.tissue.code and prediction.confidence >= request.min_confidence
+            )
             verified = agrees and prediction.in_distribution
             kept += verified
             yield Attempt(seed, tile, prediction, verified)

@@ -1,4 +1,6 @@
-"""The weights folder: safetensors, their configurations and reports, and `manifest.json` with a SHA-256 for each file."""
+"""The weights folder: safetensors, their configurations and reports, and `manifest.json` with a SHA-256 for
+each file.
+"""
 
 import hashlib
 import json
@@ -114,6 +116,8 @@ def write_manifest(folder: Path, components: Mapping[str, Mapping[str, Any]]) ->
         if path.is_file() and name not in _NOT_LISTED:
             content = path.read_bytes()
             files[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-    manifest = Manifest(files=files, components=known | {name: dict(value) for name, value in components.items()})
+    manifest = Manifest(
+        files=files, components=known | {name: dict(value) for name, value in components.items()}
+    )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest

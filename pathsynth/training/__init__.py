@@ -1,4 +1,6 @@
-"""Training of every model: one step loop (`engine`), one module per model, configurations as TOML files in `configs`."""
+"""Training of every model: one step loop (`engine`), one module per model, configurations as TOML files in
+`configs`.
+"""
 
 import tomllib
 from collections.abc import Callable
@@ -26,7 +28,9 @@ def read_config(path: Path, shape: type[Config]) -> Config:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise TrainingError(f"{path} is not a valid configuration: `{name}` {first['msg'].lower()}.") from error
+        raise TrainingError(
+            f"{path} is not a valid configuration: `{name}` {first['msg'].lower()}."
+        ) from error
 
 
 def start(

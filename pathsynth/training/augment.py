@@ -1,8 +1,9 @@
 """Augmentation of histology batches: the eight symmetries of the square, and stain variation.
 
-A tile has no up or down, so every rotation by 90 degrees and every flip is as real as the original. Stain varies between
-laboratories; it is varied in optical density along haematoxylin, eosin and the residual, after Tellez et al., *Quantifying
-the effects of data augmentation and stain color normalization*, Medical Image Analysis 2019.
+A tile has no up or down, so every rotation by 90 degrees and every flip is as real as the original. Stain
+varies between laboratories; it is varied in optical density along haematoxylin, eosin and the residual,
+after Tellez et al., *Quantifying the effects of data augmentation and stain color normalization*, Medical
+Image Analysis 2019.
 """
 
 import torch

@@ -1,4 +1,6 @@
-"""Captions of training batches as text contexts, with a cache, since a few thousand captions make up most of a run."""
+"""Captions of training batches as text contexts, with a cache, since a few thousand captions make up most of
+a run.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """The one training loop, written as a generator: it yields its state after each step.
 
-Logging, progress bars, checkpoints and early stopping live with the caller (`run`), so a test can take three steps
-and stop. Everything goes through `accelerate`, so the same loop serves one CPU, one GPU or `accelerate launch`.
+Logging, progress bars, checkpoints and early stopping live with the caller (`run`), so a test can take three
+steps and stop. Everything goes through `accelerate`, so the same loop serves one CPU, one GPU or `accelerate
+launch`.
 """
 
 import math
@@ -69,7 +70,9 @@ class Task(Protocol):
 
 @dataclass
 class TrainState:
-    """Where a run stands. `loss` is the loss of the last step; `gflops` counts forward and backward multiply-adds x 2."""
+    """Where a run stands. `loss` is the loss of the last step; `gflops` counts forward and backward
+    multiply-adds x 2.
+    """
 
     step: int = 0
     loss: float = math.nan
@@ -81,10 +84,16 @@ class TrainState:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; without it autocast is a hundred times slower than float32."""
+    """Whether this processor multiplies bfloat16 natively; without it autocast is a hundred times slower
+    than float32.
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_flag("avx512_bf16")
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and _cpu_flag("avx512_bf16")
+    )
 
 
 def _cpu_flag(name: str) -> bool:
@@ -112,11 +121,17 @@ class Run:
         trainable = [p for p in task.model.parameters() if p.requires_grad]
         fused = self.accelerator.device.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(
-            trainable, config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=fused
+            trainable,
+            config.learning_rate,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=fused,
         )
         self.model, self.optimizer = self.accelerator.prepare(task.model, optimizer)
         bare = self.accelerator.unwrap_model(self.model)
-        self.average = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        self.average = AveragedModel(
+            bare, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+        )
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.state = TrainState()
 
@@ -145,7 +160,8 @@ class Run:
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            # A short warm-up of the average itself, or it would remember the random start for 1 / (1 - decay) steps.
+            # A short warm-up of the average itself, or it would remember the random start for 1 / (1 -
+            # decay) steps.
             decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
             self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
@@ -153,10 +169,14 @@ class Run:
             state.step += 1
             state.loss = float(loss.detach())
             if not math.isfinite(state.loss):
-                raise TrainingError(f"The loss became {state.loss} at step {state.step}; lower the learning rate and resume.")
+                raise TrainingError(
+                    f"The loss became {state.loss} at step {state.step}; lower the learning rate and resume."
+                )
             state.learning_rate = rate
             rate_now = config.batch_size * self.accelerator.num_processes / elapsed
-            state.images_per_second = rate_now if state.step < 3 else 0.95 * state.images_per_second + 0.05 * rate_now
+            state.images_per_second = (
+                rate_now if state.step < 3 else 0.95 * state.images_per_second + 0.05 * rate_now
+            )
             state.gflops = state.images_per_second * flops_per_image / 1e9
             state.seconds += elapsed
             yield state
@@ -221,7 +241,8 @@ def run(
     checkpoint_every_minutes: float = 5.0,
     report: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
-    """Train until the steps or the minutes are spent; checkpoint, evaluate and write the averaged model to `out`.
+    """Train until the steps or the minutes are spent; checkpoint, evaluate and write the averaged model to
+    `out`.
 
     A keyboard interrupt saves the checkpoint before it goes on to the caller, so nothing is lost.
     """

@@ -1,7 +1,8 @@
 """Training of the layout model: the base on measured attributes, and LoRA adapters on the tissues.
 
-Both minimise the same flow-matching loss (Lipman et al., *Flow Matching for Generative Modeling*, 2023) with times drawn from a
-logit-normal (Esser et al., *Scaling Rectified Flow Transformers*, 2024); they differ in what is trainable and in the text.
+Both minimise the same flow-matching loss (Lipman et al., *Flow Matching for Generative Modeling*, 2023) with
+times drawn from a logit-normal (Esser et al., *Scaling Rectified Flow Transformers*, 2024); they differ in
+what is trainable and in the text.
 """
 
 from dataclasses import dataclass
@@ -58,11 +59,13 @@ class LoraConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["lora"]
-    base: Path | None = Field(default=None, description="Folder of a saved layout pipeline; None is the one that ships.")
+    base: Path | None = Field(
+        default=None, description="Folder of a saved layout pipeline; None is the one that ships."
+    )
     optim: OptimConfig
     flow: FlowConfig = FlowConfig()
     rank: int = Field(gt=0)
-    alpha: float = Field(gt=0)
+    alpha: int = Field(gt=0)
     target_modules: list[str]
     prompt_style: PromptStyle = "domain+attributes"
 
@@ -76,9 +79,13 @@ class FlowBatch:
 
 
 class FlowTask:
-    """What base and adapters share: batches of augmented tiles, the flow-matching loss, a fixed validation draw."""
+    """What base and adapters share: batches of augmented tiles, the flow-matching loss, a fixed validation
+    draw.
+    """
 
-    def __init__(self, pipeline: LayoutPipeline, flow: FlowConfig, train: Split, val: Split, encoder: TextEncoder) -> None:
+    def __init__(
+        self, pipeline: LayoutPipeline, flow: FlowConfig, train: Split, val: Split, encoder: TextEncoder
+    ) -> None:
         self.pipeline = pipeline
         self.model: nn.Module = pipeline.unet
         self.flow = flow
@@ -97,10 +104,14 @@ class FlowTask:
         """The attributes as text: all of them, or a random part."""
         if float(torch.rand((), generator=generator)) < self.flow.keep_all_attributes:
             return caption(words)
-        return caption(words, (torch.rand(len(words), generator=generator) < self.flow.keep_attribute).tolist())
+        return caption(
+            words, (torch.rand(len(words), generator=generator) < self.flow.keep_attribute).tolist()
+        )
 
     def batch(self, size: int, generator: torch.Generator) -> FlowBatch:
-        """Tiles under a random symmetry of the square, with their captions; attributes are measured after the symmetry."""
+        """Tiles under a random symmetry of the square, with their captions; attributes are measured after
+        the symmetry.
+        """
         chosen = torch.randint(len(self.train), (size,), generator=generator).numpy()
         return self._batch_of(self.train, chosen, generator)
 
@@ -122,7 +133,9 @@ class FlowTask:
         level = time.view(-1, 1, 1, 1)
         noisy = ((1 - level) * data + level * noise).contiguous(memory_format=torch.channels_last)
         context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
-        velocity = predict_velocity(model, self._fold, noisy.to(device), (time * TIME_SCALE).to(device), context)
+        velocity = predict_velocity(
+            model, self._fold, noisy.to(device), (time * TIME_SCALE).to(device), context
+        )
         return F.mse_loss(velocity.float(), (noise - data).to(device))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -187,15 +200,23 @@ class LoraTask(FlowTask):
             )
         )
         super().__init__(
-            pipeline, config.flow, train or load_split("train"), val or load_split("val"), encoder or TextEncoder()
+            pipeline,
+            config.flow,
+            train or load_split("train"),
+            val or load_split("val"),
+            encoder or TextEncoder(),
         )
 
     def describe(
         self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
     ) -> list[str]:
-        """Label or domain prompt of each tile, with attributes for half of the tiles where the style asks for them."""
+        """Label or domain prompt of each tile, with attributes for half of the tiles where the style asks
+        for them.
+        """
         style = self.config.prompt_style
-        texts = [TISSUES[label].label if style == "label" else TISSUES[label].prompt for label in labels.tolist()]
+        texts = [
+            TISSUES[label].label if style == "label" else TISSUES[label].prompt for label in labels.tolist()
+        ]
         if style != "domain+attributes":
             return texts
         result = []

@@ -40,7 +40,9 @@ class ValidatorConfig(BaseModel):
 def plain_logits(model: nn.Module, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
     """Logits (N, 9) of uint8 RGB tiles (N, 28, 28, 3) as they are, for the log."""
     with torch.inference_mode():
-        return torch.cat([model(to_model_range(tiles[i : i + 512])).float() for i in range(0, len(tiles), 512)])
+        return torch.cat(
+            [model(to_model_range(tiles[i : i + 512])).float() for i in range(0, len(tiles), 512)]
+        )
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -66,7 +68,10 @@ def calibrate(model: nn.Module, architecture: Architecture, train: Split, val: S
     model.eval()
     temperature = best_temperature(symmetric_logits(model, val.images).clone(), torch.from_numpy(val.labels))
     chosen = np.linspace(0, len(train) - 1, min(9000, len(train)), dtype=np.int64)
-    features, labels = features_of(model, train.images[chosen]).clone(), torch.from_numpy(train.labels[chosen])
+    features, labels = (
+        features_of(model, train.images[chosen]).clone(),
+        torch.from_numpy(train.labels[chosen]),
+    )
     means = torch.stack([features[labels == tissue.index].mean(0) for tissue in TISSUES])
     covariance = torch.cov((features - means[labels]).T)
     ridge = 0.05 * covariance.diagonal().mean() * torch.eye(len(covariance))
@@ -92,9 +97,13 @@ class ValidatorTask:
         chosen = torch.randint(len(self.train), (size,), generator=generator).numpy()
         images = dihedral(to_model_range(self.train.images[chosen]), generator)
         images = vary_stain(images, generator, self.config.stain_strength)
-        return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(self.train.labels[chosen])
+        return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(
+            self.train.labels[chosen]
+        )
 
-    def loss(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+    def loss(
+        self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], generator: torch.Generator
+    ) -> torch.Tensor:
         """Cross-entropy with label smoothing."""
         images, labels = batch
         device = next(model.parameters()).device
