@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
+SECONDS_BETWEEN_LINES: Final = 30
 
 NOTICE: Final = "Synthetic, for teaching; not for diagnosis."
 
@@ -143,7 +145,12 @@ def _print_json(answer: object) -> None:
 
 @contextmanager
 def _progress(title: str) -> Iterator[OnProgress]:
-    """A progress bar on stderr, gone when the work is done; shows (done, total, message)."""
+    """Shows (done, total, message) on stderr: a bar that goes when the work is done, or, where stderr is no
+    terminal, a line every half minute.
+    """
+    if not sys.stderr.isatty():
+        yield _line_progress(title)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(title), total=None)
@@ -152,6 +159,18 @@ def _progress(title: str) -> Iterator[OnProgress]:
             bar.update(task, completed=done, total=total, description=escape(message or title))
 
         yield show
+
+
+def _line_progress(title: str) -> OnProgress:
+    last = time.monotonic()
+
+    def show(done: int, total: int, message: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{title}: {done} of {total or '?'}, {message}", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _version(asked: bool) -> None:

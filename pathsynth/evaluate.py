@@ -4,6 +4,7 @@ hash.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -179,7 +180,7 @@ def evaluate_loop(
             per_class * LOOP_ATTEMPTS_PER_TILE,
         )
         kept = []
-        for attempt in verified_tiles(request, lambda seeds, t=tissue: propose(t, seeds), validator.predict):
+        for attempt in verified_tiles(request, partial(propose, tissue), validator.predict):
             attempts += 1
             if attempt.verified:
                 kept.append(attempt.tile)

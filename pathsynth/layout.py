@@ -6,6 +6,7 @@ works on a coarser grid with 3 p^2 channels. The network conditions on token sta
 cross-attention.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ StepCallback = Callable[[int, int], None]
 
 def fold_size(unet: UNet2DConditionModel) -> int:
     """Edge in px of the patches that the network sees as one position."""
-    return round((unet.config.in_channels / 3) ** 0.5)
+    return math.isqrt(int(unet.config.in_channels) // 3)
 
 
 def predict_velocity(
@@ -141,6 +142,6 @@ class LayoutPipeline(DiffusionPipeline):
 def new_pipeline(
     unet_config: dict[str, Any], data_mean: Sequence[float], data_std: Sequence[float]
 ) -> LayoutPipeline:
-    """A pipeline with an untrained network. `unet_config` are arguments of diffusers' UNet2DConditionModel."""
+    """A pipeline with an untrained network; `unet_config` are arguments of UNet2DConditionModel."""
     unet = UNet2DConditionModel(**unet_config).to(memory_format=torch.channels_last)
     return LayoutPipeline(unet, FlowMatchEulerDiscreteScheduler(), data_mean, data_std)

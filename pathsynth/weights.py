@@ -79,7 +79,8 @@ class Weights:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise WeightsError(
-                    f"The weights in {self.folder} lack {name}, which their manifest lists; install PathSynth again."
+                    f"The weights in {self.folder} lack {name}, which their manifest lists; "
+                    "install PathSynth again."
                 ) from error
             if found != entry.sha256:
                 raise WeightsError(

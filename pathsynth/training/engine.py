@@ -24,7 +24,9 @@ from pathsynth.errors import TrainingError
 
 
 class OptimConfig(BaseModel):
-    """How to optimise: AdamW with linear warm-up and cosine decay, and an exponential moving average (EMA)."""
+    """How to optimise: AdamW with linear warm-up and cosine decay, and an exponential moving average (EMA)
+    of the weights.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -88,12 +90,8 @@ def has_fast_bfloat16() -> bool:
     than float32.
     """
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return (
-        torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        and _cpu_flag("avx512_bf16")
-    )
+        return bool(torch.cuda.is_bf16_supported())
+    return _cpu_flag("avx512_bf16") or _cpu_flag("amx_bf16")
 
 
 def _cpu_flag(name: str) -> bool:
@@ -132,7 +130,8 @@ class Run:
         self.average = AveragedModel(
             bare, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
         )
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        if config.compile:
+            self.model.compile()
         self.state = TrainState()
 
     @property
@@ -155,7 +154,7 @@ class Run:
                 flops_per_image = self._count_flops(batch) / config.batch_size
                 started = time.perf_counter()
             with self.accelerator.autocast():
-                loss = self.task.loss(self.forward, batch, self.generator)
+                loss = self.task.loss(self.model, batch, self.generator)
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
             self.optimizer.step()

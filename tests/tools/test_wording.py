@@ -34,8 +34,10 @@ def problems(arguments: dict[str, object]) -> str:
         ),
         (
             {"count": "x", "split": 3},
-            "Wrong arguments: `count` must be a valid integer, unable to parse string as an integer; "
-            "`split` must be 'val' or 'test' (got 3).",
+            (
+                "Wrong arguments: `count` must be a valid integer, unable to parse string as an integer; "
+                "`split` must be 'val' or 'test' (got 3)."
+            ),
         ),
     ],
 )
