@@ -16,7 +16,7 @@ from pathsynth.data import Split
 from pathsynth.records import MAX_SEED, ClassFigures, Report
 from pathsynth.tissues import CODES, TISSUES, Tissue
 from pathsynth.validator import Validator
-from pathsynth.verify import LoopRequest, verified_tiles
+from pathsynth.verify import IsNearCopy, LoopRequest, verified_tiles
 
 Labels = npt.NDArray[np.int64]
 Propose = Callable[[Tissue, Sequence[int]], npt.NDArray[np.uint8]]
@@ -164,6 +164,7 @@ def evaluate_loop(
     seed: int,
     model: str,
     progress: Progress | None = None,
+    is_near_copy: IsNearCopy | None = None,
 ) -> Report:
     """Tiles that the loop accepted, named by the judge: every figure of the report is the judge's."""
     started = time.monotonic()
@@ -180,7 +181,8 @@ def evaluate_loop(
             per_class * LOOP_ATTEMPTS_PER_TILE,
         )
         kept = []
-        for attempt in verified_tiles(request, partial(propose, tissue), validator.predict):
+        attempted = verified_tiles(request, partial(propose, tissue), validator.predict, is_near_copy)
+        for attempt in attempted:
             attempts += 1
             if attempt.verified:
                 kept.append(attempt.tile)

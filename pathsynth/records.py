@@ -16,6 +16,9 @@ MAX_ATTEMPTS = 1000
 IMAGE_ID_PATTERN = r"^[0-9a-f]{16}$"
 
 
+RejectedFor = Literal["other tissue", "low confidence", "out of distribution", "near copy"]
+
+
 class Record(BaseModel):
     """Base of every answer: immutable, and strict about its keys."""
 
@@ -23,12 +26,15 @@ class Record(BaseModel):
 
 
 class AttemptRecord(Record):
-    """One proposed tile and what the validator saw in it; `verified` says whether it was kept."""
+    """One proposed tile and what the validator saw in it; `verified` says whether it was kept, `rejected_for`
+    why not.
+    """
 
     seed: int
     predicted: str = Field(description="Code of the tissue that the validator names.")
     confidence: float = Field(description="Calibrated probability of the predicted tissue.")
     verified: bool
+    rejected_for: RejectedFor | None = None
 
 
 class TileRecord(Record):
@@ -96,6 +102,182 @@ class ClassFigures(Record):
     support: int
 
 
+class Measured(Record):
+    """What every further figure carries: of which split, over how many images, from which seed, by which
+    weights. `split` is None when the images are generated alone.
+    """
+
+    split: SplitName | None = None
+    n: int
+    seed: int | None = None
+    model: str
+
+
+class SelectivePoint(Record):
+    """Accuracy over the images named with at least `confidence`, which are the share `coverage` of all."""
+
+    coverage: float
+    confidence: float
+    accuracy: float
+
+
+class Selective(Measured):
+    """Selective accuracy: what is gained by staying silent when unsure (Geifman and El-Yaniv, 2017)."""
+
+    points: list[SelectivePoint]
+
+
+class ReliabilityBin(Record):
+    """Images whose confidence lies in (low, high]: mean confidence beside accuracy, null when none does."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float | None = None
+    accuracy: float | None = None
+
+
+class Reliability(Measured):
+    """The reliability diagram: bins of equal width, whose weighted gaps add up to `ece`."""
+
+    bins: list[ReliabilityBin]
+
+
+class Stress(Measured):
+    """Accuracy under each disturbance by its name; `unchanged` is that of the same tiles as they are."""
+
+    accuracy: dict[str, float]
+
+
+class OutsideSet(Record):
+    """Images that are no such tiles: how well the score ranks them above real ones, what share is refused."""
+
+    what: str
+    n: int
+    auroc: float
+    refused: float
+
+
+class Outside(Measured):
+    """Out-of-distribution detection; `refused` is the share of real tiles wrongly refused."""
+
+    refused: float
+    sets: dict[str, OutsideSet]
+
+
+class SetFigures(Record):
+    """How one set of tiles compares with another in a feature space."""
+
+    fid: float
+    kid: float
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+class Realism(Measured):
+    """Generated tiles against real ones in the named feature space, and beside it `real_vs_real`: the same
+    figures of two disjoint sets of real tiles of the same sizes. `density` and `coverage` also by tissue.
+    """
+
+    space: str
+    generated: SetFigures
+    real_vs_real: SetFigures
+    density_by_tissue: dict[str, float]
+    coverage_by_tissue: dict[str, float]
+
+
+class Transfer(Measured):
+    """Classification accuracy score: accuracy on `split` of a classifier trained on generated tiles alone,
+    beside the same training on as many real ones. `n` counts the tiles of `split`, `trained_on` those trained
+    on.
+    """
+
+    architecture: str
+    trained_on: int
+    steps: int
+    synthetic: float
+    real: float
+    ratio: float
+    recall_synthetic: dict[str, float]
+    recall_real: dict[str, float]
+
+
+class Memorisation(Measured):
+    """Nearest training tile, under any of the eight symmetries. `limit` is the 1st percentile of the
+    distances of `reference` real tiles of `split` to train; `below` the share of generated tiles nearer than
+    that.
+    """
+
+    space: str
+    reference: int
+    limit: float
+    below: float
+    below_by_tissue: dict[str, float]
+    median_generated: float
+    median_real: float
+
+
+class TissueStructure(Record):
+    """Texture of one tissue, generated beside real. `spectrum` is the mean relative difference of the radial
+    power spectrum over its frequencies, `coherence` the relative difference of the mean gradient-orientation
+    coherence; the values `real_vs_real` are those of two disjoint real sets of the same sizes.
+    """
+
+    spectrum: float
+    spectrum_real_vs_real: float
+    coherence: float
+    coherence_real_vs_real: float
+    coherence_generated: float
+    coherence_of_real: float
+    spectrum_generated: list[float]
+    spectrum_of_real: list[float]
+
+
+class Structure(Measured):
+    """Texture by tissue; `n` counts the generated tiles of all tissues."""
+
+    by_tissue: dict[str, TissueStructure]
+
+
+class RealOrGenerated(Measured):
+    """Accuracy, on tiles it was not trained on, of a small network trained to tell generated from real tiles:
+    0.5 is perfect. `real_vs_real` is that of the same training on two sets of real tiles.
+    """
+
+    accuracy: float
+    real_vs_real: float
+
+
+class Fidelity(Measured):
+    """Spearman correlation within each tissue, averaged, between an attribute asked for in words and the same
+    attribute measured in the tile; `ceiling` is what real tiles with these words reach.
+    """
+
+    mean: float
+    spearman: dict[str, float]
+    ceiling: dict[str, float]
+
+
+class AdapterSettings(Record):
+    """The LoRA adapter that a report measured: the settings it was trained and used with, and its size."""
+
+    name: str
+    bytes: int
+    settings: dict[str, str | int | float | bool | list[str] | None]
+
+
+class Comparison(Record):
+    """A table of measurements that is no evaluation, as timings or an ablation; ships among the reports."""
+
+    what: Literal["comparison"]
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[str | int | float | None]]
+
+
 class Report(Record):
     """An evaluation. Macro averages run over the nine tissues; `ci95` belongs to the figure named by
     `headline`.
@@ -104,9 +286,9 @@ class Report(Record):
     what: Literal["validator", "generator", "loop"]
     headline: str
     source: Literal["measured", "committed report"] = "measured"
-    split: SplitName | None
+    split: SplitName | None = None
     n: int
-    seed: int | None
+    seed: int | None = None
     accuracy: float
     precision: float
     recall: float
@@ -118,6 +300,18 @@ class Report(Record):
     ece: float | None = None
     mean_attempts: float | None = None
     seconds: float
-    data: str | None
+    data: str | None = None
     model: str
     baselines: dict[str, float] | None = None
+    attempts: dict[str, int] | None = Field(default=None, description="Proposals of the loop by tissue.")
+    selective: Selective | None = None
+    reliability: Reliability | None = None
+    stress: Stress | None = None
+    outside: Outside | None = None
+    realism: list[Realism] | None = None
+    transfer: Transfer | None = None
+    memorisation: list[Memorisation] | None = None
+    structure: Structure | None = None
+    real_or_generated: RealOrGenerated | None = None
+    fidelity: Fidelity | None = None
+    adapter: AdapterSettings | None = None

@@ -34,9 +34,10 @@ from pathsynth.tissues import TISSUES, Tissue, by_code
 
 if TYPE_CHECKING:
     from pathsynth.generator import Generator
+    from pathsynth.stable_diffusion import StableDiffusionGenerator
     from pathsynth.text import TextEncoder, TissueResolver
     from pathsynth.validator import Prediction, Validator
-    from pathsynth.verify import Attempt
+    from pathsynth.verify import Attempt, IsNearCopy
     from pathsynth.weights import Weights
 
 Progress = Callable[[int, int, str], None]
@@ -76,10 +77,22 @@ class GenerationRequest(BaseModel):
 
 
 class Studio:
-    """Generate, classify, evaluate. One lock guards the models, so threads may share a studio."""
+    """Generate, classify, evaluate. One lock guards the models, so threads may share a studio.
 
-    def __init__(self, weights: Path | None = None, home: Path | None = None) -> None:
+    With `base`, the folder or hub id of a Stable Diffusion checkpoint, and its adapter `lora` if there is one,
+    that generates; everything else stays the same. Tiles are then stored at the resolution they were made at,
+    and verified, as any image, at 28 px.
+    """
+
+    def __init__(
+        self,
+        weights: Path | None = None,
+        home: Path | None = None,
+        base: str | None = None,
+        lora: Path | None = None,
+    ) -> None:
         self._weights_folder = weights
+        self._base, self._lora = base, lora
         self._store = ImageStore(home)
         self._models = threading.RLock()
 
@@ -97,8 +110,8 @@ class Studio:
 
     @property
     def model(self) -> str:
-        """Short hash of the weights."""
-        return self.weights.model
+        """Short hash of the weights, and of base and adapter where they generate."""
+        return self.weights.model if self._base is None else self._stable_diffusion_model
 
     @cached_property
     def _validator(self) -> "Validator":
@@ -107,10 +120,32 @@ class Studio:
         return Validator.load(self.weights.path("validator"))
 
     @cached_property
-    def _generator(self) -> "Generator":
+    def _generator(self) -> "Generator | StableDiffusionGenerator":
+        if self._base is not None:
+            return self._stable_diffusion
         from pathsynth.generator import Generator
 
         return Generator.load(self.weights)
+
+    @cached_property
+    def _stable_diffusion(self) -> "StableDiffusionGenerator":
+        from pathsynth.stable_diffusion import StableDiffusionGenerator
+
+        return StableDiffusionGenerator.load(str(self._base), self._lora)
+
+    @cached_property
+    def _stable_diffusion_model(self) -> str:
+        from pathsynth.stable_diffusion import model_hash
+
+        return model_hash(self.weights.model, str(self._base), self._lora)
+
+    @cached_property
+    def _is_near_copy(self) -> "IsNearCopy | None":
+        from pathsynth.nearcopy import INDEX_FILE, NearCopyIndex
+
+        if not self.weights.has("near-copies"):
+            return None
+        return NearCopyIndex.load(self.weights.path(INDEX_FILE)).is_near_copy
 
     @cached_property
     def _encoder(self) -> "TextEncoder":
@@ -171,7 +206,7 @@ class Studio:
             def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
                 return self._generator.propose(context, seeds, on_step=check_cancelled)
 
-            for attempt in verified_tiles(loop, propose, self._validator.predict):
+            for attempt in verified_tiles(loop, propose, self._validator.predict, self._is_near_copy):
                 since_kept += 1
                 seen = _attempt_record(attempt)
                 if attempt.verified:
@@ -200,6 +235,8 @@ class Studio:
         )
 
     def _keep(self, attempt: "Attempt", tissue: Tissue, description: str, attempts: int) -> TileRecord:
+        picture = attempt.tile if self._base is None else self._stable_diffusion.originals[attempt.seed]
+
         def record(image_id: str) -> TileRecord:
             return TileRecord(
                 image_id=image_id,
@@ -211,11 +248,11 @@ class Studio:
                 verified=True,
                 attempts=attempts,
                 seed=attempt.seed,
-                size=len(attempt.tile),
+                size=len(picture),
                 model=self.model,
             )
 
-        return self.store.put(attempt.tile, record).record
+        return self.store.put(picture, record).record
 
     def classify(self, source: Path | bytes, name: str) -> Classification:
         """What the validator sees in an image.
@@ -293,7 +330,9 @@ class Studio:
             def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
                 return self._generator.propose(contexts[tissue.index], seeds, on_step=check_cancelled)
 
-            return evaluate_loop(propose, self._validator, judge, per_class, seed, self.model, progress)
+            return evaluate_loop(
+                propose, self._validator, judge, per_class, seed, self.model, progress, self._is_near_copy
+            )
 
     @cached_property
     def _judge(self) -> "Validator":
@@ -323,6 +362,7 @@ def _attempt_record(attempt: "Attempt") -> AttemptRecord:
         predicted=prediction.code,
         confidence=prediction.confidence,
         verified=attempt.verified,
+        rejected_for=attempt.rejected_for,
     )
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pathsynth.records import MAX_SEED
+from pathsynth.records import MAX_SEED, RejectedFor
 from pathsynth.tissues import Tissue
 from pathsynth.validator import Prediction
 
 MAX_BATCH = 9
 Propose = Callable[[Sequence[int]], npt.NDArray[np.uint8]]
 Classify = Callable[[npt.NDArray[np.uint8]], list[Prediction]]
+IsNearCopy = Callable[[npt.NDArray[np.uint8], Tissue], bool]
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,30 @@ class LoopRequest:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One proposed tile (28, 28, 3) uint8, what the validator says of it, and whether it was kept."""
+    """One proposed tile (28, 28, 3) uint8, what the validator says of it, and why it was not kept, if so."""
 
     seed: int
     tile: npt.NDArray[np.uint8]
     prediction: Prediction
-    verified: bool
+    rejected_for: RejectedFor | None
+
+    @property
+    def verified(self) -> bool:
+        """Whether the tile was kept."""
+        return self.rejected_for is None
 
 
 def verified_tiles(
-    request: LoopRequest, propose: Propose, classify: Classify, clock: Callable[[], float] = time.monotonic
+    request: LoopRequest,
+    propose: Propose,
+    classify: Classify,
+    is_near_copy: IsNearCopy | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Attempt]:
-    """Attempts in the order of their seeds, until `count` are verified or attempts or time are spent."""
+    """Attempts in the order of their seeds, until `count` are verified or attempts or time are spent.
+
+    Only tiles that the validator agrees with are asked whether they are near copies of a training tile.
+    """
     started, kept, tried = clock(), 0, 0
     while kept < request.count and tried < request.max_attempts:
         if request.time_budget is not None and clock() - started >= request.time_budget:
@@ -57,10 +70,17 @@ def verified_tiles(
         seeds = [(request.seed + tried + i) % (MAX_SEED + 1) for i in range(size)]
         tiles = propose(seeds)
         for seed, tile, prediction in zip(seeds, tiles, classify(tiles), strict=True):
-            agrees = (
-                prediction.code == request.tissue.code and prediction.confidence >= request.min_confidence
-            )
-            verified = agrees and prediction.in_distribution
-            kept += verified
-            yield Attempt(seed, tile, prediction, verified)
+            reason = _reason_against(request, prediction)
+            if reason is None and is_near_copy is not None and is_near_copy(tile, request.tissue):
+                reason = "near copy"
+            kept += reason is None
+            yield Attempt(seed, tile, prediction, reason)
         tried += size
+
+
+def _reason_against(request: LoopRequest, prediction: Prediction) -> RejectedFor | None:
+    if prediction.code != request.tissue.code:
+        return "other tissue"
+    if prediction.confidence < request.min_confidence:
+        return "low confidence"
+    return None if prediction.in_distribution else "out of distribution"

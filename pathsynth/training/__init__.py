@@ -2,6 +2,7 @@
 `configs`.
 """
 
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,15 @@ from pydantic import BaseModel, ValidationError
 
 from pathsynth.errors import TrainingError
 
+RUN_FILE = "run.json"
 Report = Callable[[int, int, str], None]
 Config = TypeVar("Config", bound=BaseModel)
+
+
+class _Kind(BaseModel):
+    """What every configuration says first."""
+
+    kind: str
 
 
 def read_config(path: Path, shape: type[Config]) -> Config:
@@ -34,21 +42,49 @@ def read_config(path: Path, shape: type[Config]) -> Config:
 
 
 def start(
-    kind: str, config: Path, out: Path, resume: bool, max_minutes: float | None, report: Report
+    kind: str,
+    config: Path,
+    out: Path,
+    resume: bool,
+    max_minutes: float | None,
+    report: Report,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Train one model and say how it went: steps, loss, throughput and the figures on val.
 
+    With `base`, the folder or hub id of a Stable Diffusion checkpoint, an adapter is trained on that.
+
     Raises:
         TrainingError: the configuration does not fit, or there is nothing to resume.
+        WeightsError: there is no such checkpoint, or it cannot be used.
         DataError: PathMNIST is not there.
     """
-    from pathsynth.training.engine import Task, TrainState, run
+    if base is not None and kind != "lora":
+        raise TrainingError(f"A {kind} has no base; give --base with lora only.")
+    meant = kind if base is None else "lora-stable-diffusion"
+    found = read_config(config, _Kind).kind
+    if meant == "lora" and found == "lora-stable-diffusion":
+        raise TrainingError(f"{config} is for a Stable Diffusion checkpoint; give that with --base.")
+    if found != meant:
+        raise TrainingError(f"{config} configures a {found}, not a {meant}; give the matching file.")
+    from accelerate import PartialState
+
+    from pathsynth.training.engine import Task, TrainState, precision_of, run
     from pathsynth.training.layout import BaseConfig, BaseTask, LoraConfig, LoraTask
+    from pathsynth.training.stable_diffusion import StableDiffusionConfig, StableDiffusionTask
     from pathsynth.training.validator import ValidatorConfig, ValidatorTask
 
     task: Task
-    settings: ValidatorConfig | BaseConfig | LoraConfig
-    if kind in ("validator", "judge"):
+    settings: ValidatorConfig | BaseConfig | LoraConfig | StableDiffusionConfig
+    if base is not None:
+        import torch
+
+        from pathsynth.stable_diffusion import load_pipeline as load_checkpoint
+
+        settings = read_config(config, StableDiffusionConfig)
+        frozen = torch.bfloat16 if precision_of(settings.optim) == "bf16" else torch.float32
+        task = StableDiffusionTask(settings, load_checkpoint(base).to(frozen), base)
+    elif kind in ("validator", "judge"):
         settings = read_config(config, ValidatorConfig)
         task = ValidatorTask(settings)
     elif kind == "base":
@@ -62,16 +98,13 @@ def start(
         task = LoraTask(settings, load_pipeline(settings.base or Weights().path("layout")))
     else:
         raise TrainingError(f"There is no trainer for {kind} yet; choose validator, judge, base or lora.")
-    if settings.kind != kind:
-        raise TrainingError(f"{config} configures a {settings.kind}, not a {kind}; give the matching file.")
 
     def show(state: TrainState) -> None:
         speed = f"loss {state.loss:.3f}, {state.images_per_second:.0f} img/s, {state.gflops:.0f} GFLOP/s"
         report(state.step, settings.optim.steps, speed)
 
     state = run(task, settings.optim, out, resume=resume, max_minutes=max_minutes, report=show)
-    return {
-        "out": str(out),
+    summary = {
         "step": state.step,
         "steps": settings.optim.steps,
         "loss": state.loss,
@@ -80,3 +113,7 @@ def start(
         "seconds": state.seconds,
         **state.metrics,
     }
+    if PartialState().is_main_process:
+        record = {"config": settings.model_dump(mode="json"), "data": task.train.sha256, "result": summary}
+        (out / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return {"out": str(out)} | summary

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pathsynth.data import Split
 from pathsynth.errors import TrainingError
 
 
@@ -56,6 +57,7 @@ class Task(Protocol):
     """What one model brings to the loop."""
 
     model: nn.Module
+    train: Split
 
     def batch(self, size: int, generator: torch.Generator) -> Any:
         """A training batch drawn with `generator`, on the CPU."""
@@ -90,7 +92,7 @@ def has_fast_bfloat16() -> bool:
     than float32.
     """
     if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return _cpu_flag("avx512_bf16") or _cpu_flag("amx_bf16")
 
 
@@ -130,6 +132,10 @@ class Run:
         self.average = AveragedModel(
             bare, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
         )
+        averaged = dict(self.average.module.named_parameters())
+        for name, weight in bare.named_parameters():
+            if not weight.requires_grad:  # what never changes needs no second copy
+                averaged[name].data = weight.data
         if config.compile:
             self.model.compile()
         self.state = TrainState()
@@ -196,8 +202,8 @@ class Run:
                 {
                     "config": self.config.model_dump(),
                     "state": asdict(self.state),
-                    "model": self.accelerator.unwrap_model(self.model).state_dict(),
-                    "average": self.average.state_dict(),
+                    "model": _changing_state(self.accelerator.unwrap_model(self.model)),
+                    "average": _changing_state(self.average),
                     "optimizer": self.optimizer.state_dict(),
                     "generator": self.generator.get_state(),
                 },
@@ -217,16 +223,34 @@ class Run:
             raise TrainingError(f"There is nothing to resume at {path}; start without --resume.")
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
-            self.accelerator.unwrap_model(self.model).load_state_dict(saved["model"])
-            self.average.load_state_dict(saved["average"])
+            _restore_state(self.accelerator.unwrap_model(self.model), saved["model"])
+            _restore_state(self.average, saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.generator.set_state(saved["generator"])
             self.state = TrainState(**saved["state"])
+            if self.accelerator.is_main_process:
+                self.generator.set_state(saved["generator"])
+            else:  # the saved one is the main process's; the others must not draw the same batches
+                apart = self.accelerator.process_index + self.accelerator.num_processes * self.state.step
+                self.generator.manual_seed(self.config.seed + apart)
         except (RuntimeError, KeyError, ValueError, TypeError, EOFError) as error:
             raise TrainingError(
                 f"{path} cannot be resumed (damaged, or from another configuration); "
                 "use the configuration it was started with, or start without --resume."
             ) from error
+
+
+def _changing_state(module: nn.Module) -> dict[str, Any]:
+    """The state of a module without its frozen weights, which whoever resumes has already."""
+    frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def _restore_state(module: nn.Module, state: dict[str, Any]) -> None:
+    """Load what `_changing_state` gave. Raises KeyError when it is the state of another module."""
+    if absent := _changing_state(module).keys() - state.keys():
+        raise KeyError(*absent)
+    if module.load_state_dict(state, strict=False).unexpected_keys:
+        raise KeyError("unexpected")
 
 
 def run(
@@ -260,12 +284,16 @@ def run(
             if main and now - evaluated > evaluate_every_minutes * 60:
                 state.metrics = task.evaluate(runner.averaged)
                 evaluated = time.monotonic()
-            report(state)
+            if main:
+                report(state)
             if main and now - saved > checkpoint_every_minutes * 60:
                 runner.save(checkpoint)
                 saved = time.monotonic()
-            if max_minutes is not None and now - started > max_minutes * 60:
-                break
+            if max_minutes is not None:
+                if now - started > max_minutes * 60:
+                    runner.accelerator.set_trigger()
+                if runner.accelerator.check_trigger():  # all processes stop after the same step
+                    break
     finally:
         if main and runner.state.step:
             runner.save(checkpoint)

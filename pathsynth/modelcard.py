@@ -1,0 +1,450 @@
+"""The model card, made of the manifest and the reports that ship with the weights: no figure of this project
+is typed into it.
+
+The only figures written here are those the original paper states about its own models, for comparison.
+Structure after Mitchell et al., *Model Cards for Model Reporting*, 2019.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from pathsynth.errors import WeightsError
+from pathsynth.records import Comparison, Measured, Report, SetFigures
+from pathsynth.tissues import CODES, TISSUES
+from pathsynth.weights import Weights
+
+CARD = "MODEL_CARD.md"
+REPORTS = "reports"
+
+PAPER: Final = "arXiv 2506.00786"
+PAPER_FIGURES: Final[dict[str, float]] = {
+    "accuracy": 0.9976,
+    "macro_f1": 0.6727,
+    "precision": 0.6817,
+    "recall": 0.7111,
+}
+
+_HEADLINES: Final = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "macro_f1_judge": "macro F1 by the judge",
+}
+_TITLES: Final = {
+    "validator": "Validator on real tiles",
+    "generator": "Generator: first tiles, none discarded, as the validator names them",
+    "loop": "Loop: accepted tiles, as the independent judge names them",
+}
+
+_NOTICE = """\
+> **Not for diagnosis.** Every tile is synthetic and meant for teaching. Neither the tiles nor what the
+> classifiers say about an image may be used to diagnose, treat or monitor anyone."""
+
+_ORIGIN = """\
+Generated from `manifest.json` and `reports/` of this folder. Every figure names its split, its sample size,
+its seed and the hash of the weights it was measured with."""
+
+_DATA = """\
+The models were trained on PathMNIST of MedMNIST v2 (Yang et al., *MedMNIST v2 - A large-scale lightweight
+benchmark for 2D and 3D biomedical image classification*, Scientific Data 10, 41, 2023), CC BY 4.0. Its tiles
+come from NCT-CRC-HE-100K (training and validation split) and CRC-VAL-HE-7K (test split): Kather, Halama and
+Marx, *100,000 histological images of human colorectal cancer and healthy tissue*, Zenodo, 2018,
+doi 10.5281/zenodo.1214456, CC BY 4.0. They were resized and cropped by MedMNIST; here they were turned,
+flipped and varied in stain for training. No tile of these data sets is part of the weights. The text encoder
+is all-MiniLM-L6-v2 (Apache 2.0), which is not part of the weights either.
+
+The validation split comes from the patients of the training split; the test split from other patients of
+another centre. Figures on the two answer different questions and are never mixed."""
+
+_LIMITS = """\
+- A tile has 28 px an edge, about 4 um a pixel: single nuclei and mitoses cannot be judged in it. Enlarging
+  adds no detail that was seen in any tissue.
+- Nine tissues of one organ, from few centres, with one staining: other organs, stains, scanners and
+  magnifications are outside. Background tiles and some debris carry artefacts of the stain normalisation.
+- The validator can be wrong with high confidence, most of all on tiles of another centre; see the test split.
+- What a filter passed agrees with the filter by construction. Only figures of the judge, or of unfiltered
+  tiles, say anything about the generator.
+- Feature-space figures (FID, KID, density, coverage) depend on the feature space and the sample size; each
+  stands beside the value that two sets of real tiles of the same sizes reach.
+- A verified tile is the right tissue to the validator; whether it would convince a pathologist was not
+  studied."""
+
+
+def write_model_card(folder: Path) -> Path:
+    """Write `MODEL_CARD.md` of a weights folder from its manifest and `reports/*.json`; return its path.
+
+    Raises:
+        WeightsError: the weights are missing or damaged, or a report cannot be read.
+    """
+    weights = Weights(folder)
+    reports, comparisons = read_reports(folder)
+    adapters = {name: report for name, report in reports.items() if report.adapter is not None}
+    plain = {name: report for name, report in reports.items() if report.adapter is None}
+    sections = [
+        f"# Model card: PathSynth weights {weights.model}",
+        _NOTICE,
+        _ORIGIN,
+        _contents(weights),
+        "## Beside the paper",
+        _beside_paper(plain, weights.model),
+        "## Figures",
+        *(_report(name, report, weights.model) for name, report in plain.items()),
+        *_adapters(adapters),
+        *(_comparison(table) for table in comparisons.values()),
+        *_pictures(folder),
+        "## Data and licences",
+        _DATA,
+        "## Limits",
+        _LIMITS,
+        "## Training",
+        _training(weights),
+    ]
+    card = folder / CARD
+    partial = card.with_name(f"{CARD}.{os.getpid()}.partial")
+    try:
+        partial.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        os.replace(partial, card)
+    finally:
+        partial.unlink(missing_ok=True)
+    return card
+
+
+def read_reports(folder: Path) -> tuple[dict[str, Report], dict[str, Comparison]]:
+    """The evaluations and the comparisons among the reports of a weights folder, by name, in order.
+
+    Raises:
+        WeightsError: a JSON file there is neither.
+    """
+    reports: dict[str, Report] = {}
+    comparisons: dict[str, Comparison] = {}
+    for path in sorted((folder / REPORTS).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and content.get("what") == "comparison":
+                comparisons[path.stem] = Comparison.model_validate(content)
+            else:
+                reports[path.stem] = Report.model_validate(content)
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+            raise WeightsError(
+                f"{path} is not a report of PathSynth; measure it again with `pathsynth evaluate --json`."
+            ) from error
+    order = list(_TITLES)
+    return dict(sorted(reports.items(), key=lambda item: (order.index(item[1].what), item[0]))), comparisons
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
+
+
+def _number(value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _facts(report: Report, own: str) -> str:
+    facts = [f"split {report.split}" if report.split else "generated tiles", f"n = {report.n:,}"]
+    if report.seed is not None:
+        facts.append(f"seed {report.seed}")
+    facts.append(f"weights {report.model}")
+    if report.model != own:
+        facts.append("**not these weights: measure again**")
+    return ", ".join(facts)
+
+
+def _contents(weights: Weights) -> str:
+    rows = []
+    listed = weights.manifest.files
+    for name in weights.manifest.components:
+        sizes = [entry.bytes for path, entry in listed.items() if _belongs(path, name)]
+        rows.append([f"`{name}`", str(len(sizes)), _number(sum(sizes))])
+    total = sum(entry.bytes for entry in listed.values())
+    rows.append(["all, with the reports", str(len(listed)), _number(total)])
+    return "## Contents\n\n" + _table(["component", "files", "bytes"], rows)
+
+
+def _belongs(path: str, component: str) -> bool:
+    return path.startswith((f"{component}/", f"{component}."))
+
+
+def _beside_paper(reports: Mapping[str, Report], own: str) -> str:
+    rows = []
+    for report in reports.values():
+        if report.what == "loop":
+            continue
+        names = ("accuracy",) if report.what == "validator" else ("precision", "recall", "macro_f1")
+        for name in names:
+            of = "validator" if report.what == "validator" else "generator before filtering"
+            value = _number(getattr(report, name))
+            rows.append(
+                [
+                    f"{of}, {_HEADLINES.get(name, name)}",
+                    _number(PAPER_FIGURES[name]),
+                    value,
+                    _facts(report, own),
+                ]
+            )
+    return (
+        f"The paper ({PAPER}) fine-tunes Stable Diffusion on PathMNIST with LoRA and filters by a ResNet-18. "
+        "Its figures are the authors' own; it does not name the split of its validator, and its validator "
+        "and generator are other models than these.\n\n"
+        + _table(["figure", "paper", "here", "measured on"], rows)
+    )
+
+
+def _report(name: str, report: Report, own: str) -> str:
+    low, high = report.ci95
+    headline = _HEADLINES.get(report.headline, report.headline)
+    parts = [
+        f"### {_TITLES[report.what]} (`{REPORTS}/{name}.json`)",
+        f"{_facts(report, own)}; {report.seconds:,.0f} s.",
+        _table(
+            ["figure", "value"],
+            [
+                *([label, _number(value)] for label, value in _figures(report) if value is not None),
+                [f"95 % interval of {headline}, bootstrap", f"{low:.4f} to {high:.4f}"],
+            ],
+        ),
+        _table(
+            ["tissue", "precision", "recall", "F1", "n", *(["attempts"] if report.attempts else [])],
+            [
+                [
+                    f"{t.code} {t.label}",
+                    _number(row.precision),
+                    _number(row.recall),
+                    _number(row.f1),
+                    _number(row.support),
+                    *([_number(report.attempts.get(t.code))] if report.attempts else []),
+                ]
+                for t in TISSUES
+                if (row := report.per_class.get(t.code)) is not None
+            ],
+        ),
+        f"Confusion, rows {'true' if report.split else 'asked'}, columns named:",
+        _table(
+            ["", *CODES],
+            [
+                [code, *(str(count) for count in counts)]
+                for code, counts in zip(CODES, report.confusion, strict=True)
+            ],
+        ),
+        *_validator_figures(report),
+        *_generator_figures(report),
+    ]
+    if report.data is not None:
+        parts.append(f"Data: SHA-256 `{report.data}`.")
+    return "\n\n".join(parts)
+
+
+def _figures(report: Report) -> Iterator[tuple[str, float | None]]:
+    yield "accuracy", report.accuracy
+    yield "macro precision", report.precision
+    yield "macro recall", report.recall
+    yield "macro F1", report.macro_f1
+    yield "macro F1 by the judge", report.macro_f1_judge
+    yield "expected calibration error, 15 bins", report.ece
+    yield "mean attempts for an accepted tile", report.mean_attempts
+    for name, value in (report.baselines or {}).items():
+        yield f"baseline for comparison: {name}, accuracy", value
+
+
+def _validator_figures(report: Report) -> Iterator[str]:
+    if report.selective is not None:
+        yield f"Selective accuracy ({_of(report.selective)}):"
+        yield _table(
+            ["share of tiles answered", "confidence from", "accuracy"],
+            [
+                [_number(p.coverage), _number(p.confidence), _number(p.accuracy)]
+                for p in report.selective.points
+            ],
+        )
+    if report.reliability is not None:
+        yield f"Reliability ({_of(report.reliability)}):"
+        yield _table(
+            ["confidence", "n", "mean confidence", "accuracy"],
+            [
+                [f"{b.low:.3f} to {b.high:.3f}", _number(b.n), _number(b.confidence), _number(b.accuracy)]
+                for b in report.reliability.bins
+                if b.n
+            ],
+        )
+    if report.stress is not None:
+        yield f"Under disturbance ({_of(report.stress)}):"
+        yield _table(
+            ["disturbance", "accuracy"],
+            [[name, _number(value)] for name, value in report.stress.accuracy.items()],
+        )
+    if report.outside is not None:
+        yield (
+            f"Images that are no such tiles, against real tiles ({_of(report.outside)}); "
+            f"{report.outside.refused:.2%} of the real tiles are refused:"
+        )
+        yield _table(
+            ["set", "what", "n", "AUROC", "refused"],
+            [
+                [name, s.what, _number(s.n), _number(s.auroc), _number(s.refused)]
+                for name, s in report.outside.sets.items()
+            ],
+        )
+
+
+def _of(measured: Measured) -> str:
+    """Split, size, seed and weights of a further figure."""
+    split = [f"split {measured.split}"] if measured.split else []
+    seed = [f"seed {measured.seed}"] if measured.seed is not None else []
+    return ", ".join([*split, f"n = {measured.n:,}", *seed, f"weights {measured.model}"])
+
+
+def _generator_figures(report: Report) -> Iterator[str]:
+    for realism in report.realism or []:
+        yield f"Realism in the features of {realism.space} ({_of(realism)} tiles a set):"
+        yield _set_table(realism.generated, realism.real_vs_real)
+        yield _table(
+            ["tissue", "density", "coverage"],
+            [
+                [code, _number(realism.density_by_tissue[code]), _number(value)]
+                for code, value in realism.coverage_by_tissue.items()
+            ],
+        )
+    if report.transfer is not None:
+        t = report.transfer
+        yield (
+            f"Classification accuracy score: {t.architecture} trained for {t.steps:,} steps on "
+            f"{t.trained_on:,} generated tiles alone reaches {t.synthetic:.4f}, on as many real tiles "
+            f"{t.real:.4f}, ratio {t.ratio:.4f} ({_of(t)})."
+        )
+        yield _table(
+            ["tissue", "recall, trained on generated", "recall, trained on real"],
+            [
+                [code, _number(value), _number(t.recall_real.get(code))]
+                for code, value in t.recall_synthetic.items()
+            ],
+        )
+    if report.memorisation:
+        yield (
+            "Memorisation: distance to the nearest training tile, however turned or flipped, beside that of "
+            "unseen real tiles:"
+        )
+        yield _table(
+            ["space", "1st percentile of real", "generated below", "median generated", "median real", "of"],
+            [
+                [
+                    m.space,
+                    _number(m.limit),
+                    _number(m.below),
+                    _number(m.median_generated),
+                    _number(m.median_real),
+                    f"{_of(m)}, {m.reference:,} real tiles",
+                ]
+                for m in report.memorisation
+            ],
+        )
+    if report.structure is not None:
+        yield f"Structure, relative difference from real ({_of(report.structure)}):"
+        yield _table(
+            ["tissue", "power spectrum", "real vs real", "orientation coherence", "real vs real"],
+            [
+                [
+                    code,
+                    _number(row.spectrum),
+                    _number(row.spectrum_real_vs_real),
+                    _number(row.coherence),
+                    _number(row.coherence_real_vs_real),
+                ]
+                for code, row in report.structure.by_tissue.items()
+            ],
+        )
+    if report.real_or_generated is not None:
+        r = report.real_or_generated
+        yield (
+            f"A small network trained to tell generated from real tiles is right for {r.accuracy:.4f} of "
+            f"unseen tiles (0.5 would be perfect; real against real {r.real_vs_real:.4f}; {_of(r)})."
+        )
+    if report.fidelity is not None:
+        f = report.fidelity
+        yield (
+            "Attributes asked for in words against the same attributes measured in the tile, Spearman "
+            f"correlation within tissues, mean {f.mean:.4f} ({_of(f)}):"
+        )
+        yield _table(
+            ["attribute", "generated", "real tiles with these words"],
+            [[name, _number(value), _number(f.ceiling.get(name))] for name, value in f.spearman.items()],
+        )
+
+
+def _set_table(generated: SetFigures, real: SetFigures) -> str:
+    names = {"fid": "FID", "kid": "KID"}
+    real_values = real.model_dump()
+    return _table(
+        ["figure", "generated against real", "real against real"],
+        [
+            [names.get(name, name), f"{value:.5f}", f"{real_values[name]:.5f}"]
+            for name, value in generated.model_dump().items()
+        ],
+    )
+
+
+def _adapters(reports: Mapping[str, Report]) -> list[str]:
+    if not reports:
+        return []
+    described = {name: report.adapter for name, report in reports.items() if report.adapter is not None}
+    keys = list(dict.fromkeys(key for adapter in described.values() for key in adapter.settings))
+    rows = []
+    for name, adapter in described.items():
+        report = reports[name]
+        settings = (adapter.settings.get(key) for key in keys)
+        rows.append(
+            [
+                adapter.name,
+                *(
+                    ", ".join(value) if isinstance(value, list) else "-" if value is None else f"{value}"
+                    for value in settings
+                ),
+                _number(report.precision),
+                _number(report.recall),
+                _number(report.macro_f1),
+                _number(report.macro_f1_judge),
+                _number(report.seconds),
+                _number(adapter.bytes),
+                f"n = {report.n:,}, seed {report.seed}, weights {report.model}",
+            ]
+        )
+    header = [
+        "adapter",
+        *keys,
+        "precision",
+        "recall",
+        "F1",
+        "F1 by the judge",
+        "seconds",
+        "bytes",
+        "measured on",
+    ]
+    return ["### LoRA adapters: first tiles, none discarded", _table(header, rows)]
+
+
+def _comparison(table: Comparison) -> str:
+    rows = [[_number(value) for value in row] for row in table.rows]
+    return f"### {table.title}\n\n{table.note}\n\n{_table(table.columns, rows)}"
+
+
+def _pictures(folder: Path) -> list[str]:
+    pictures = sorted((folder / REPORTS).glob("*.png"))
+    if not pictures:
+        return []
+    links = [f"![{path.stem.replace('-', ' ')}]({REPORTS}/{path.name})" for path in pictures]
+    return ["### Pictures", *links]
+
+
+def _training(weights: Weights) -> str:
+    parts = ["How each component was made, as its training run wrote it down."]
+    for name, record in weights.manifest.components.items():
+        parts.append(f"### `{name}`\n\n```json\n{json.dumps(record, indent=1, ensure_ascii=False)}\n```")
+    return "\n\n".join(parts)

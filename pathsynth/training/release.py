@@ -1,0 +1,199 @@
+"""Puts trained models together as the weights folder that ships, and measures what it holds.
+
+    python -m pathsynth.training.release weights --validator RUN --base RUN --adapter default=RUN
+
+copies the models of finished training runs, each with the configuration, the data hash and the result that
+its run wrote down; then measures the validator on val and test and the generator on first-shot tiles, draws
+the sheet of verified tiles, and generates the model card from those reports. Models that are not named stay
+as they are.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pathsynth.data import load_split
+from pathsynth.errors import PathSynthError, TrainingError, WeightsError
+from pathsynth.images import contact_sheet, upscale
+from pathsynth.layout import DEFAULT_GUIDANCE, DEFAULT_STEPS, LORA_FILE
+from pathsynth.modelcard import write_model_card
+from pathsynth.records import Report
+from pathsynth.tissues import TISSUES
+from pathsynth.training import RUN_FILE
+from pathsynth.weights import MANIFEST, Weights, write_manifest
+
+SHEET_FILE = "reports/tiles.png"
+SHEET_COLUMNS = 4
+SHEET_EDGE = 112
+Say = Callable[[str], None]
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """What a finished training run wrote down about itself.
+
+    Raises:
+        TrainingError: the folder holds no finished run.
+    """
+    try:
+        record: dict[str, Any] = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{run} holds no finished training run (no readable {RUN_FILE}).") from error
+    return record
+
+
+def add_model(weights: Path, name: str, run: Path, folder: str) -> None:
+    """Copy `folder` of a finished run to `weights/name` and note in the manifest how it was trained."""
+    record = read_run(run)
+    shutil.rmtree(weights / name, ignore_errors=True)
+    shutil.copytree(run / folder, weights / name)
+    write_manifest(weights, {name: record})
+
+
+def add_adapter(weights: Path, name: str, run: Path, steps: int, guidance: float) -> None:
+    """Copy the LoRA adapter of a finished run, with the sampling settings it is used with."""
+    record = read_run(run)
+    target = weights / "lora" / name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run / "lora" / LORA_FILE, target / LORA_FILE)
+    settings = {"steps": steps, "guidance": guidance}
+    (target / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    write_manifest(weights, {f"lora/{name}": record | {"sampling": settings}})
+
+
+def add_contexts(weights: Path) -> None:
+    """Encode the nine domain prompts, so that the common case never loads the text encoder."""
+    from pathsynth.generator import CONTEXTS_FILE, save_contexts
+    from pathsynth.text import PUBLISHED_SHA256, TextEncoder
+
+    save_contexts(weights / CONTEXTS_FILE, TextEncoder())
+    write_manifest(weights, {"contexts": {"encoder": "all-MiniLM-L6-v2", "sha256": PUBLISHED_SHA256}})
+
+
+def add_near_copies(weights: Path) -> None:
+    """Index the training tiles for the near-copy guard. Takes minutes.
+
+    Raises:
+        DataError: PathMNIST is not there.
+    """
+    from pathsynth.nearcopy import COMPONENTS, INDEX_FILE, QUANTILE, NearCopyIndex
+
+    train, val = load_split("train"), load_split("val")
+    NearCopyIndex.build(train, val).save(weights / INDEX_FILE)
+    how = {"components": COMPONENTS, "quantile": QUANTILE, "train": train.sha256, "val": val.sha256}
+    write_manifest(weights, {"near-copies": how})
+
+
+def measure(weights: Path, per_class: int, say: Say) -> None:
+    """Write the reports that ship: validator on val and test, generator unfiltered, the loop where there is a
+    judge.
+    """
+    from pathsynth.studio import Studio
+
+    studio = Studio(weights)
+    judge = studio.weights.has("judge")
+
+    def progress(done: int, total: int, message: str) -> None:
+        say(message)
+
+    save_report(weights, "validator-val", studio.evaluate_validator("val", progress))
+    save_report(weights, "validator-test", studio.evaluate_validator("test", progress))
+    generator = studio.evaluate_generator(per_class, 0, progress, judge=judge)
+    save_report(weights, "generator", generator)
+    if judge:
+        save_report(weights, "loop", studio.evaluate_loop(per_class, 0, progress))
+
+
+def save_report(weights: Path, name: str, report: Report) -> None:
+    """Write one report into the weights folder, as `Studio.committed_report` reads it."""
+    path = weights / "reports" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(report.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+
+
+def draw_sheet(weights: Path, say: Say) -> None:
+    """Four verified tiles of each tissue, the first that the loop keeps from seed 0 on."""
+    from pathsynth.studio import GenerationRequest, Studio
+
+    tiles, captions = [], []
+    with TemporaryDirectory() as home:
+        studio = Studio(weights, Path(home))
+        for tissue in TISSUES:
+            say(f"Sheet: {tissue.label}")
+            request = GenerationRequest.checked(
+                description=tissue.label, count=SHEET_COLUMNS, size=28, max_attempts=200
+            )
+            made = studio.generate(request)
+            if not made.verified:
+                raise WeightsError(made.message)
+            for record in made.tiles:
+                tiles.append(upscale(studio.store.get(record.image_id).pixels(), SHEET_EDGE))
+                captions.append(f"{tissue.code} {record.confidence:.0%}")
+    sheet = contact_sheet(tiles, captions, 3 * SHEET_COLUMNS)
+    path = weights / SHEET_FILE
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.asarray(sheet)).save(path, optimize=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pathsynth.training.release", description=__doc__)
+    parser.add_argument("weights", type=Path, help="the weights folder to write")
+    parser.add_argument("--validator", type=Path, help="finished run of `pathsynth train validator`")
+    parser.add_argument("--judge", type=Path, help="finished run of `pathsynth train judge`")
+    parser.add_argument("--base", type=Path, help="finished run of `pathsynth train base`")
+    parser.add_argument("--adapter", help="NAME=finished run of `pathsynth train lora`; `default` is used")
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="denoising steps of the adapter")
+    parser.add_argument("--guidance", type=float, default=DEFAULT_GUIDANCE, help="its guidance scale")
+    parser.add_argument("--per-class", type=int, default=50, help="tiles per tissue in the reports")
+    parser.add_argument(
+        "--near-copies", action="store_true", help="index PathMNIST train for the near-copy guard"
+    )
+    parser.add_argument("--only-copy", action="store_true", help="copy the models and measure nothing")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    asked = _parse(arguments)
+
+    def say(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    weights: Path = asked.weights
+    weights.mkdir(parents=True, exist_ok=True)
+    try:
+        for name in ("validator", "judge"):
+            if run := getattr(asked, name):
+                add_model(weights, name, run, name)
+        if asked.base:
+            add_model(weights, "layout", asked.base, "layout")
+        if asked.adapter:
+            name, _, run = asked.adapter.partition("=")
+            add_adapter(weights, name, Path(run), asked.steps, asked.guidance)
+        add_contexts(weights)
+        if asked.near_copies:
+            say("Indexing the training tiles")
+            add_near_copies(weights)
+        if asked.only_copy:
+            return 0
+        measure(weights, asked.per_class, say)
+        write_manifest(weights, {})
+        draw_sheet(weights, say)
+        write_manifest(weights, {})
+        write_model_card(weights)
+    except PathSynthError as error:
+        say(f"release: {error}")
+        return 1
+    say(f"{weights / MANIFEST}: model {Weights(weights).model}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
