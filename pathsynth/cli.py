@@ -23,7 +23,15 @@ from rich.table import Table
 
 from pathsynth import __version__
 from pathsynth.errors import PathSynthError, RequestError
-from pathsynth.records import MAX_ATTEMPTS, MAX_COUNT, MAX_SEED, AttemptRecord, GenerationResult, Report
+from pathsynth.records import (
+    MAX_ATTEMPTS,
+    MAX_COUNT,
+    MAX_SEED,
+    AttemptRecord,
+    GenerationResult,
+    Report,
+    further_figures,
+)
 from pathsynth.store import home, write_atomically
 from pathsynth.tissues import CODES
 
@@ -86,8 +94,15 @@ class Model(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="Stable Diffusion checkpoint to use instead: a folder in diffusers' layout, or a hub id."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same request, same seed: same tiles.")]
 PerClass = Annotated[int, typer.Option(min=1, max=10_000, help="Tiles for each of the nine tissues.")]
+Plots = Annotated[Path | None, typer.Option(help="Folder for the figures as pictures (PNG).")]
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -148,7 +163,7 @@ def _progress(title: str) -> Iterator[OnProgress]:
     """Shows (done, total, message) on stderr: a bar that goes when the work is done, or, where stderr is no
     terminal, a line every half minute.
     """
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and _is_main_process()):
         yield _line_progress(title)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -211,13 +226,18 @@ def generate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for copies of the tiles; they are in the image store anyway.")
     ] = None,
+    base: Base = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a LoRA adapter trained on --base; without it, the checkpoint alone."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Make tiles from a description; only tiles that the validator agrees with are kept.
 
     Exit code 1 when fewer tiles than asked were verified; those that were are kept all the same.
     """
-    from pathsynth.studio import GenerationRequest
+    from pathsynth.studio import GenerationRequest, Studio
 
     request = GenerationRequest.checked(
         description=description,
@@ -228,9 +248,11 @@ def generate(
         min_confidence=min_confidence,
         max_attempts=max_attempts,
     )
+    if lora is not None and base is None:
+        raise RequestError("--lora belongs to a checkpoint; give that one with --base.")
     if out is not None:
         _make_folder(out)
-    studio = _studio()
+    studio = _studio() if base is None else Studio(base=base, lora=lora)
     with _progress("Loading the models") as show:
         kept, tried = 0, 0
 
@@ -353,12 +375,25 @@ def evaluate_validator(
     split: Annotated[
         HeldOut, typer.Option(help="val: patients of training; test: other patients, another centre.")
     ] = HeldOut.VAL,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Also what colour alone achieves, disturbed tiles, and images that are no such tiles.",
+        ),
+    ] = False,
+    plots: Plots = None,
     as_json: Json = False,
 ) -> None:
     """Measure the validator on a whole split of PathMNIST."""
+    if plots is not None:
+        _make_folder(plots)
     with _progress("Loading the validator") as show:
-        report = _studio().evaluate_validator(split.value, show)
+        studio = _studio()
+        measured = studio.study_validator if full else studio.evaluate_validator
+        report = measured(split.value, show)
     _print_report(report, as_json)
+    _write_plots(report, plots)
 
 
 @evaluate_app.command("generator")
@@ -368,20 +403,70 @@ def evaluate_generator(
     judge: Annotated[
         bool, typer.Option("--judge", help="Have the independent judge name the tiles too.")
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Also everything that compares the tiles with real ones: FID, KID, coverage, copies, "
+            "texture, what they teach a classifier, whether they follow a description; takes long.",
+        ),
+    ] = False,
+    tiles: Annotated[
+        Path | None,
+        typer.Option(help="File (.npz) to keep the tiles in, or to take them from when it is there already."),
+    ] = None,
+    plots: Plots = None,
     as_json: Json = False,
 ) -> None:
     """Measure the first, unfiltered tiles of every tissue, as the validator names them."""
+    if not full and tiles is None and plots is None:
+        with _progress("Loading the models") as show:
+            report = _studio().evaluate_generator(per_class, seed, show, judge=judge)
+        _print_report(report, as_json)
+        return
+    for folder in (plots, tiles and tiles.parent):
+        if folder is not None:
+            _make_folder(folder)
+    from pathsynth.evaluate import FirstTiles
+
     with _progress("Loading the models") as show:
-        report = _studio().evaluate_generator(per_class, seed, show, judge=judge)
+        studio = _studio()
+        if tiles is not None and tiles.exists():
+            made = FirstTiles.load(tiles, per_class, seed, studio.model)
+        else:
+            made = studio.first_tiles(per_class, seed, show)
+            if tiles is not None:
+                made.save(tiles)
+        report = studio.study_generator(made, full, judge, show)
     _print_report(report, as_json)
+    _write_plots(report, plots)
+    if plots is not None:
+        from pathsynth.plots import write_sheets
+
+        write_sheets(made.images, made.asked, plots)
 
 
 @evaluate_app.command("loop")
-def evaluate_loop(per_class: PerClass = 50, seed: Seed = 0, as_json: Json = False) -> None:
+def evaluate_loop(
+    per_class: PerClass = 50, seed: Seed = 0, plots: Plots = None, as_json: Json = False
+) -> None:
     """Measure what the loop accepted, as the independent judge names it."""
+    if plots is not None:
+        _make_folder(plots)
     with _progress("Loading the models") as show:
         report = _studio().evaluate_loop(per_class, seed, show)
     _print_report(report, as_json)
+    _write_plots(report, plots)
+
+
+def _write_plots(report: Report, folder: Path | None) -> None:
+    """Write the pictures of a report and say where they are."""
+    if folder is None:
+        return
+    from pathsynth.plots import write_plots
+
+    for path in write_plots(report, folder):
+        print(path, file=sys.stderr)
 
 
 def _print_report(report: Report, as_json: bool) -> None:
@@ -412,6 +497,7 @@ def _print_report(report: Report, as_json: bool) -> None:
         "calibration error (ECE)": report.ece,
         "mean attempts": report.mean_attempts,
         **{f"baseline, {name}": value for name, value in (report.baselines or {}).items()},
+        **further_figures(report),
     }
     for name, value in extra.items():
         if value is not None:
@@ -436,6 +522,7 @@ def train(
     max_minutes: Annotated[
         float | None, typer.Option(min=0.0, help="Stop with a checkpoint after this many minutes.")
     ] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Train one model on PathMNIST. Ctrl-C keeps the last checkpoint."""
@@ -447,15 +534,25 @@ def train(
     _make_folder(folder)
     with _progress(f"Training {model.value}") as show:
         try:
-            summary = start(model.value, config, folder, resume, max_minutes, show)
+            if base is None:
+                summary = start(model.value, config, folder, resume, max_minutes, show)
+            else:
+                summary = start(model.value, config, folder, resume, max_minutes, show, base)
         except KeyboardInterrupt:
             print(f"The last checkpoint is in {folder}; go on with --resume.", file=sys.stderr)
             raise
+    if not _is_main_process():
+        return
     if as_json:
         _print_json({key: _finite(value) for key, value in summary.items()})
     else:
         for key, value in summary.items():
             print(f"{key}: {value}")
+
+
+def _is_main_process() -> bool:
+    """Whether this is the one process that speaks, where `accelerate launch` started several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _finite(value: object) -> object:

@@ -4,7 +4,11 @@ hash.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +17,23 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pathsynth.data import Split
-from pathsynth.records import MAX_SEED, ClassFigures, Report
+from pathsynth.errors import RequestError
+from pathsynth.images import to_native
+from pathsynth.records import (
+    MAX_SEED,
+    ClassFigures,
+    Reliability,
+    ReliabilityBin,
+    Report,
+    Selective,
+    SelectivePoint,
+)
 from pathsynth.tissues import CODES, TISSUES, Tissue
 from pathsynth.validator import Validator
 from pathsynth.verify import IsNearCopy, LoopRequest, verified_tiles
+
+if TYPE_CHECKING:
+    from pathsynth.fidelity import ProposeDescribed
 
 Labels = npt.NDArray[np.int64]
 Propose = Callable[[Tissue, Sequence[int]], npt.NDArray[np.uint8]]
@@ -25,6 +42,9 @@ BATCH = 25
 BOOTSTRAP_SAMPLES = 1000
 LOOP_CONFIDENCE = 0.9
 LOOP_ATTEMPTS_PER_TILE = 30
+CALIBRATION_BINS = 15
+ANSWERED_SHARES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+FIDELITY_PER_CLASS = 20
 _ALL = list(range(len(TISSUES)))
 
 
@@ -74,11 +94,65 @@ def _figures(true: Labels, named: Labels) -> dict[str, object]:
     }
 
 
+def reliability_bins(
+    probabilities: torch.Tensor, labels: Labels, bins: int = CALIBRATION_BINS
+) -> list[ReliabilityBin]:
+    """The reliability diagram of probabilities (N, 9) against labels (N,): `bins` bins of equal width."""
+    best = probabilities.max(1)
+    confidence = best.values.double().numpy()
+    right = best.indices.numpy() == labels
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    result = []
+    for i in range(bins):
+        mine = place == i
+        result.append(
+            ReliabilityBin(
+                low=float(edges[i]),
+                high=float(edges[i + 1]),
+                n=int(mine.sum()),
+                confidence=float(confidence[mine].mean()) if mine.any() else None,
+                accuracy=float(right[mine].mean()) if mine.any() else None,
+            )
+        )
+    return result
+
+
+def selective_curve(
+    probabilities: torch.Tensor, labels: Labels, shares: Sequence[float] = ANSWERED_SHARES
+) -> list[SelectivePoint]:
+    """Accuracy over the surest `shares` of the images, from probabilities (N, 9) and labels (N,)."""
+    best = probabilities.max(1)
+    confidence = best.values.double().numpy()
+    order = np.argsort(-confidence, kind="stable")
+    right = (best.indices.numpy() == labels)[order]
+    points = []
+    for share in shares:
+        count = max(1, round(share * len(labels)))
+        points.append(
+            SelectivePoint(
+                coverage=count / len(labels),
+                confidence=float(confidence[order[count - 1]]),
+                accuracy=float(right[:count].mean()),
+            )
+        )
+    return points
+
+
 def evaluate_validator(
-    validator: Validator, split: Split, model: str, progress: Progress | None = None
+    validator: Validator,
+    split: Split,
+    model: str,
+    progress: Progress | None = None,
+    *,
+    train: Split | None = None,
+    seed: int = 0,
 ) -> Report:
     """The validator on every tile of a split; headline accuracy, calibration as expected calibration error
-    (15 bins).
+    (15 bins), reliability diagram and selective accuracy.
+
+    With `train`, also what colour alone achieves (fitted on `train`), the accuracy on disturbed tiles, and
+    how well images that are no such tiles are told apart; `seed` draws what these need.
     """
     started = time.monotonic()
 
@@ -89,8 +163,22 @@ def evaluate_validator(
     probabilities = validator.probabilities(split.images, on_batch)
     named = probabilities.argmax(1).numpy()
     ece = multiclass_calibration_error(
-        probabilities, torch.from_numpy(split.labels), num_classes=len(TISSUES), n_bins=15, norm="l1"
+        probabilities,
+        torch.from_numpy(split.labels),
+        num_classes=len(TISSUES),
+        n_bins=CALIBRATION_BINS,
+        norm="l1",
     )
+    further: dict[str, object] = {}
+    if train is not None:
+        from pathsynth.baselines import baseline_accuracies
+        from pathsynth.robustness import outside, stress
+
+        further = {
+            "baselines": baseline_accuracies(train, split, seed, progress),
+            "outside": outside(validator, split, seed, model, progress),
+            "stress": stress(validator, split, named, model, progress),
+        }
     return Report.model_validate(
         _figures(split.labels, named)
         | {
@@ -100,15 +188,94 @@ def evaluate_validator(
             "seed": None,
             "ci95": bootstrap_interval(split.labels, named, accuracy),
             "ece": float(ece),
+            "reliability": Reliability(
+                split=split.name,
+                n=len(split),
+                model=model,
+                bins=reliability_bins(probabilities, split.labels),
+            ),
+            "selective": Selective(
+                split=split.name,
+                n=len(split),
+                model=model,
+                points=selective_curve(probabilities, split.labels),
+            ),
             "seconds": round(time.monotonic() - started, 2),
             "data": split.sha256,
             "model": model,
         }
+        | further
     )
 
 
-def _named(classifier: Validator, tiles: npt.NDArray[np.uint8]) -> Labels:
-    return classifier.probabilities(tiles).argmax(1).numpy()
+def _named(
+    classifier: Validator, tiles: npt.NDArray[np.uint8], progress: Progress | None = None, who: str = ""
+) -> Labels:
+    def on_batch(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total, f"{who} names {total:,} tiles")
+
+    return classifier.probabilities(tiles, on_batch).argmax(1).numpy()
+
+
+@dataclass(frozen=True)
+class FirstTiles:
+    """First-shot tiles, none discarded: uint8 (N, 28, 28, 3), the tissues asked for (N,), and where they came
+    from.
+    """
+
+    images: npt.NDArray[np.uint8]
+    asked: Labels
+    seed: int
+    model: str
+
+    def save(self, path: Path) -> None:
+        """Write one `.npz` file, atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path = path.with_name(f"{path.name}.partial")
+        with partial_path.open("wb") as file:
+            np.savez_compressed(
+                file, images=self.images, asked=self.asked, seed=self.seed, model=np.array(self.model)
+            )
+        partial_path.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, per_class: int, seed: int, model: str) -> "FirstTiles":
+        """Read a file written by `save`.
+
+        Raises:
+            RequestError: it is no such file, or holds tiles of other weights, another seed or another number.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                tiles = cls(archive["images"], archive["asked"], int(archive["seed"]), str(archive["model"]))
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+            raise RequestError(f"{path} holds no tiles of an earlier run; name another file.") from error
+        found = (tiles.model, tiles.seed, len(tiles.images))
+        if found != (model, seed, per_class * len(TISSUES)):
+            raise RequestError(
+                f"{path} holds {found[2]} tiles of weights {found[0]} from seed {found[1]}, not what is "
+                "asked for; delete it or name another file."
+            )
+        return tiles
+
+
+def first_tiles(
+    propose: Propose, per_class: int, seed: int, model: str, progress: Progress | None = None
+) -> FirstTiles:
+    """`per_class` tiles of every tissue with seeds from `seed` on, none discarded, scaled to 28 px."""
+    asked: list[int] = []
+    made = []
+    total = per_class * len(TISSUES)
+    for tissue in TISSUES:
+        for first in range(0, per_class, BATCH):
+            if progress is not None:
+                progress(len(asked), total, f"{tissue.label}: {len(asked)} of {total} tiles")
+            last = min(first + BATCH, per_class)
+            seeds = [(seed + tissue.index * per_class + i) % (MAX_SEED + 1) for i in range(first, last)]
+            made.append(np.stack([to_native(tile) for tile in propose(tissue, seeds)]))
+            asked += [tissue.index] * len(made[-1])
+    return FirstTiles(np.concatenate(made), np.array(asked, dtype=np.int64), seed, model)
 
 
 def evaluate_generator(
@@ -124,36 +291,90 @@ def evaluate_generator(
     validator.
     """
     started = time.monotonic()
-    asked: list[int] = []
-    named: list[Labels] = []
-    judged: list[Labels] = []
-    total = per_class * len(TISSUES)
-    for tissue in TISSUES:
-        for first in range(0, per_class, BATCH):
-            if progress is not None:
-                progress(len(asked), total, f"{tissue.label}: {len(asked)} of {total} tiles")
-            last = min(first + BATCH, per_class)
-            seeds = [(seed + tissue.index * per_class + i) % (MAX_SEED + 1) for i in range(first, last)]
-            tiles = propose(tissue, seeds)
-            asked += [tissue.index] * len(tiles)
-            named.append(_named(validator, tiles))
-            if judge is not None:
-                judged.append(_named(judge, tiles))
-    true, seen = np.array(asked, dtype=np.int64), np.concatenate(named)
+    made = first_tiles(propose, per_class, seed, model, progress)
+    report = report_on_tiles(made, validator, judge, progress)
+    return report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+
+
+def report_on_tiles(
+    made: FirstTiles, validator: Validator, judge: Validator | None, progress: Progress | None = None
+) -> Report:
+    """First-shot tiles made before, named by the validator, and by the judge when there is one."""
+    started = time.monotonic()
+    seen = _named(validator, made.images, progress, "The validator")
+    judged = None if judge is None else _named(judge, made.images, progress, "The judge")
     return Report.model_validate(
-        _figures(true, seen)
+        _figures(made.asked, seen)
         | {
             "what": "generator",
             "headline": "macro_f1",
             "split": None,
-            "seed": seed,
-            "ci95": bootstrap_interval(true, seen, macro_f1),
-            "macro_f1_judge": macro_f1(true, np.concatenate(judged)) if judged else None,
+            "seed": made.seed,
+            "ci95": bootstrap_interval(made.asked, seen, macro_f1),
+            "macro_f1_judge": None if judged is None else macro_f1(made.asked, judged),
             "seconds": round(time.monotonic() - started, 2),
             "data": None,
-            "model": model,
+            "model": made.model,
         }
     )
+
+
+@dataclass(frozen=True)
+class RealTiles:
+    """The splits that generated tiles are compared with."""
+
+    train: Split
+    val: Split
+    test: Split
+
+
+def further_generator_figures(
+    report: Report,
+    tiles: FirstTiles,
+    real: RealTiles,
+    validator: Validator,
+    judge: Validator | None,
+    propose_described: "ProposeDescribed",
+    progress: Progress | None = None,
+) -> Report:
+    """The report with everything that compares first-shot tiles with real ones: realism in two named feature
+    spaces, structure, real-or-generated, memorisation, classification accuracy score and prompt fidelity.
+
+    Without a judge its place is taken, by name, by the validator. Realism, structure and memorisation are
+    against val; the classification accuracy score is on test.
+
+    Raises:
+        RequestError: there are fewer than 10 tiles of a tissue.
+    """
+    from pathsynth.fidelity import fidelity
+    from pathsynth.probes import real_or_generated, transfer
+    from pathsynth.realism import Sets, classifier_space, imagenet_space, memorisation, realism, structure
+
+    started = time.monotonic()
+    seed, model, val = tiles.seed, tiles.model, real.val
+    sets = Sets.draw(tiles.images, tiles.asked, val, seed)
+    own = (
+        classifier_space(judge, "judge")
+        if judge is not None
+        else classifier_space(validator, "validator, for want of a judge")
+    )
+    spaces = [own, *([imagenet] if (imagenet := imagenet_space()) is not None else [])]
+    architecture = "regnet_y_400mf" if judge is None else judge.architecture
+    further = {
+        "structure": structure(sets, val, seed, model, progress),
+        "realism": [realism(sets, space, val, seed, model, progress) for space in spaces],
+        "real_or_generated": real_or_generated(sets, val.name, seed, model, progress),
+        "memorisation": [
+            memorisation(tiles.images, tiles.asked, real.train, val, space, seed, model, progress)
+            for space in (None, own)
+        ],
+        "transfer": transfer(
+            tiles.images, tiles.asked, real.train, real.test, architecture, seed, model, progress
+        ),
+        "fidelity": fidelity(propose_described, val, FIDELITY_PER_CLASS, seed, model, progress),
+    }
+    seconds = round(report.seconds + time.monotonic() - started, 2)
+    return report.model_copy(update=further | {"seconds": seconds})
 
 
 def evaluate_loop(
@@ -170,7 +391,7 @@ def evaluate_loop(
     started = time.monotonic()
     asked: list[int] = []
     judged: list[Labels] = []
-    attempts = 0
+    attempts = dict.fromkeys(CODES, 0)
     total = per_class * len(TISSUES)
     for tissue in TISSUES:
         request = LoopRequest(
@@ -183,14 +404,20 @@ def evaluate_loop(
         kept = []
         attempted = verified_tiles(request, partial(propose, tissue), validator.predict, is_near_copy)
         for attempt in attempted:
-            attempts += 1
+            attempts[tissue.code] += 1
             if attempt.verified:
                 kept.append(attempt.tile)
-                if progress is not None:
-                    progress(len(asked) + len(kept), total, f"{tissue.label}: {len(kept)} accepted")
+            if progress is not None:
+                message = f"{tissue.label}: {len(kept)} accepted of {attempts[tissue.code]}"
+                progress(len(asked) + len(kept), total, message)
         if kept:
             asked += [tissue.index] * len(kept)
             judged.append(_named(judge, np.stack(kept)))
+    if not judged:
+        raise RequestError(
+            f"The loop accepted none of {sum(attempts.values())} tiles, so there is nothing to measure; "
+            "evaluate the generator instead."
+        )
     true, seen = np.array(asked, dtype=np.int64), np.concatenate(judged)
     figure = macro_f1(true, seen)
     return Report.model_validate(
@@ -202,7 +429,8 @@ def evaluate_loop(
             "seed": seed,
             "ci95": bootstrap_interval(true, seen, macro_f1),
             "macro_f1_judge": figure,
-            "mean_attempts": attempts / len(true),
+            "mean_attempts": sum(attempts.values()) / len(true),
+            "attempts": attempts,
             "seconds": round(time.monotonic() - started, 2),
             "data": None,
             "model": model,

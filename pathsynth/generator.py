@@ -2,22 +2,35 @@
 tissue.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils import logging as diffusers_logging
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pathsynth.layout import DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
-from pathsynth.text import TextContext, TextEncoder, named_tissue
+from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder, named_tissue
 from pathsynth.tissues import TISSUES, Tissue
 from pathsynth.validator import from_model_range
-from pathsynth.weights import Weights
+from pathsynth.weights import Weights, loading
 
 CONTEXTS_FILE = "contexts.safetensors"
+
+
+class Sampling(BaseModel):
+    """How to sample with an adapter; stands beside it in `settings.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(gt=0)
+    guidance: float = Field(ge=0)
 
 
 class Generator:
@@ -38,15 +51,20 @@ class Generator:
 
     @classmethod
     def load(cls, weights: Weights) -> "Generator":
-        """The base with the default adapter merged into it, in float32."""
+        """The base with the default adapter merged into it, in float32.
+
+        Raises:
+            WeightsError: a part is missing or cannot be loaded.
+        """
         pipeline = load_pipeline(weights.path("layout"))
-        pipeline.load_lora_weights(weights.path("lora/default"))
-        pipeline.unet.fuse_lora()
-        pipeline.unet.unload_lora()
-        settings = json.loads(weights.path("lora/default/settings.json").read_text(encoding="utf-8"))
-        return cls(
-            pipeline, load_contexts(weights.path(CONTEXTS_FILE)), settings["steps"], settings["guidance"]
-        )
+        adapter = weights.path("lora/default")
+        with loading(adapter):
+            pipeline.load_lora_weights(adapter)
+            pipeline.unet.fuse_lora()
+            pipeline.unet.unload_lora()
+            sampling = Sampling.model_validate_json((adapter / "settings.json").read_bytes())
+        contexts = load_contexts(weights.path(CONTEXTS_FILE))
+        return cls(pipeline, contexts, sampling.steps, sampling.guidance)
 
     def context_of(self, tissue: Tissue, description: str, encoder: Callable[[], TextEncoder]) -> TextContext:
         """Context (1) of a request: the stored one when the description only names the tissue, else domain
@@ -83,10 +101,32 @@ class Generator:
 
 
 def load_pipeline(folder: Path) -> LayoutPipeline:
-    """A saved layout pipeline in float32, for inference."""
-    pipeline: LayoutPipeline = LayoutPipeline.from_pretrained(folder, local_files_only=True)
-    pipeline.unet.to(memory_format=torch.channels_last)
+    """A saved layout pipeline in float32, for inference.
+
+    Raises:
+        WeightsError: the folder is missing a part, or one cannot be loaded.
+    """
+    with loading(folder), _quiet_diffusers():
+        pipeline: LayoutPipeline = LayoutPipeline.from_pretrained(folder, local_files_only=True)
+        with safe_open(folder / "unet" / SAFETENSORS_WEIGHTS_NAME, "pt") as stored:
+            if absent := pipeline.unet.state_dict().keys() - stored.keys():
+                raise KeyError(f"no {min(absent)}")  # diffusers leaves such a weight random
+        pipeline.unet.to(memory_format=torch.channels_last)
     return pipeline
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Keep diffusers from drawing a bar for every part that it loads, and from warning of what is checked."""
+    had_bar, verbosity = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+        if had_bar:
+            diffusers_logging.enable_progress_bar()
 
 
 def save_contexts(path: Path, encoder: TextEncoder) -> None:
@@ -96,6 +136,17 @@ def save_contexts(path: Path, encoder: TextEncoder) -> None:
 
 
 def load_contexts(path: Path) -> TextContext:
-    """What `save_contexts` wrote: contexts of the nine prompts, then of the empty text."""
-    tensors = load_file(path)
-    return TextContext(tensors["states"].float(), tensors["mask"])
+    """What `save_contexts` wrote: contexts of the nine prompts, then of the empty text.
+
+    Raises:
+        WeightsError: the file is missing or holds something else.
+    """
+    with loading(path):
+        tensors = load_file(path)
+        states, mask = tensors["states"].float(), tensors["mask"].bool()
+        if (
+            states.shape != (len(TISSUES) + 1, CONTEXT_LENGTH, CONTEXT_WIDTH)
+            or mask.shape != states.shape[:2]
+        ):
+            raise ValueError(f"contexts of shape {tuple(states.shape)}")
+    return TextContext(states, mask)

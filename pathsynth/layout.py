@@ -59,12 +59,12 @@ class LayoutPipeline(DiffusionPipeline):
         self,
         unet: UNet2DConditionModel,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        data_mean: Sequence[float] = (0.0, 0.0, 0.0),
-        data_std: Sequence[float] = (1.0, 1.0, 1.0),
+        data_mean: list[float] | None = None,
+        data_std: list[float] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(data_mean=list(data_mean), data_std=list(data_std))
+        self.register_to_config(data_mean=data_mean or [0.0] * 3, data_std=data_std or [1.0] * 3)
 
     def standardise(self, tiles: torch.Tensor) -> torch.Tensor:
         """Tiles (N, 3, 28, 28) in [-1, 1] to the scale the network works at."""
@@ -144,4 +144,4 @@ def new_pipeline(
 ) -> LayoutPipeline:
     """A pipeline with an untrained network; `unet_config` are arguments of UNet2DConditionModel."""
     unet = UNet2DConditionModel(**unet_config).to(memory_format=torch.channels_last)
-    return LayoutPipeline(unet, FlowMatchEulerDiscreteScheduler(), data_mean, data_std)
+    return LayoutPipeline(unet, FlowMatchEulerDiscreteScheduler(), list(data_mean), list(data_std))

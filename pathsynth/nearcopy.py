@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA
 
 from pathsynth.data import Split
 from pathsynth.tissues import TISSUES, Tissue
+from pathsynth.weights import loading
 
 INDEX_FILE = "near-copies.safetensors"
 COMPONENTS = 32
@@ -60,15 +61,20 @@ class NearCopyIndex:
 
     @classmethod
     def load(cls, path: Path) -> "NearCopyIndex":
-        """Read a file written by `save`."""
-        tensors = load_file(path)
-        return cls(
-            tensors["mean"].float(),
-            tensors["components"].float(),
-            float(tensors["scale"]),
-            tensors["codes"],
-            tensors["limits"],
-        )
+        """Read a file written by `save`.
+
+        Raises:
+            WeightsError: the file is missing or holds something else.
+        """
+        with loading(path):
+            tensors = load_file(path)
+            return cls(
+                tensors["mean"].float(),
+                tensors["components"].float(),
+                float(tensors["scale"]),
+                tensors["codes"],
+                tensors["limits"],
+            )
 
     def save(self, path: Path) -> None:
         """Write the index, projections in 16 bits."""

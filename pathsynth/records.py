@@ -315,3 +315,29 @@ class Report(Record):
     real_or_generated: RealOrGenerated | None = None
     fidelity: Fidelity | None = None
     adapter: AdapterSettings | None = None
+
+
+def further_figures(report: Report) -> dict[str, float]:
+    """One line for each further figure of a report, by a name for a person; the report has all of them."""
+    lines: dict[str, float] = {}
+    if report.stress is not None:
+        lines |= {f"accuracy, {name}": value for name, value in report.stress.accuracy.items()}
+    if report.outside is not None:
+        lines |= {f"AUROC, {name}": each.auroc for name, each in report.outside.sets.items()}
+    for each in report.realism or []:
+        pairs = zip(each.generated, each.real_vs_real, strict=True)
+        for (name, value), (_, real) in pairs:
+            lines |= {f"{name}, {each.space}": value, f"{name}, {each.space}, real against real": real}
+    if report.structure is not None:
+        for code, row in report.structure.by_tissue.items():
+            lines |= {f"spectrum off, {code}": row.spectrum, f"coherence off, {code}": row.coherence}
+    if report.real_or_generated is not None:
+        lines["told from real, 0.5 is perfect"] = report.real_or_generated.accuracy
+    for copies in report.memorisation or []:
+        lines[f"nearer to train than 1 % of real, {copies.space}"] = copies.below
+    if report.transfer is not None:
+        lines["classification accuracy score"] = report.transfer.synthetic
+        lines["classification accuracy score, real tiles"] = report.transfer.real
+    if report.fidelity is not None:
+        lines["attributes asked and measured, mean Spearman"] = report.fidelity.mean
+    return lines

@@ -1,4 +1,4 @@
-"""A Stable Diffusion checkpoint as the generator: tiles for the same loop, made at the checkpoint's resolution.
+"""A Stable Diffusion checkpoint as the generator: tiles for the same loop, at the checkpoint's resolution.
 
 Any text-to-image checkpoint in the layout of diffusers' `StableDiffusionPipeline` serves (Rombach et al.,
 *High-Resolution Image Synthesis with Latent Diffusion Models*, 2022), with or without a LoRA adapter that
@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -128,9 +129,10 @@ def _fetched(hub_id: str) -> Path:
     try:
         # Not `snapshot_download`: it asks for the list of files without a timeout.
         info = HfApi().model_info(hub_id, timeout=HUB_SECONDS)
-        names = sorted(sibling.rfilename for sibling in info.siblings or () if _is_needed(sibling.rfilename))
-        for name in [*names, INDEX_FILE]:
-            path = hf_hub_download(hub_id, name, revision=info.sha, etag_timeout=HUB_SECONDS)
+        for name in sorted(sibling.rfilename for sibling in info.siblings or ()):
+            if _is_needed(name):
+                hf_hub_download(hub_id, name, revision=info.sha, etag_timeout=HUB_SECONDS)
+        path = hf_hub_download(hub_id, INDEX_FILE, etag_timeout=HUB_SECONDS)  # by name, so the cache knows it
         return Path(path).parent
     except Exception as error:  # the hub's client lets errors of its HTTP library through
         raise WeightsError(
@@ -161,6 +163,7 @@ def load_pipeline(base: str) -> StableDiffusionPipeline:
     try:
         pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
             folder,
+            **{part: _whole(folder, part) for part in _WITH_WEIGHTS},
             local_files_only=True,
             use_safetensors=True,
             safety_checker=None,
@@ -180,6 +183,19 @@ def load_pipeline(base: str) -> StableDiffusionPipeline:
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _whole(folder: Path, part: str) -> Any:
+    """A network of the checkpoint. Raises KeyError for an absent weight, which would silently stay random."""
+    library, name = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))[part]
+    if library not in ("diffusers", "transformers"):
+        raise ValueError(f"its {part} is of {library}, not of diffusers or transformers")
+    network, loading = getattr(import_module(library), name).from_pretrained(
+        folder / part, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if absent := loading["missing_keys"]:
+        raise KeyError(f"{part} lacks {min(absent)}")
+    return network
 
 
 def load_adapter(pipeline: StableDiffusionPipeline, folder: Path) -> LoraSettings:
@@ -219,7 +235,7 @@ def _settings_of(folder: Path) -> LoraSettings:
 
 
 def model_hash(validator: str, base: str, lora: Path | None) -> str:
-    """Short hash of all that decides about a tile: the hash of the validator's weights, checkpoint, adapter."""
+    """Short hash of what decides about a tile: the hash of the validator's weights, checkpoint, adapter."""
     digest = hashlib.sha256(validator.encode())
     folder = checkpoint_folder(base)
     parts = [path for part in _PARTS for path in (folder / part).rglob("*") if path.suffix in _SUFFIXES]

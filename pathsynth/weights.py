@@ -5,18 +5,42 @@ each file.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 
 from pathsynth.errors import WeightsError
 
 WEIGHTS_VARIABLE = "PATHSYNTH_WEIGHTS"
 MANIFEST = "manifest.json"
 _NOT_LISTED = {MANIFEST, "MODEL_CARD.md"}
+_LOADING_FAILED = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
+
+
+@contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """Read a model below `path`; whatever its libraries raise about it becomes a WeightsError."""
+    try:
+        yield
+    except _LOADING_FAILED as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightsError(
+            f"{path} cannot be loaded ({lines[0].rstrip('.:')[:200]}); install PathSynth again."
+        ) from error
 
 
 class FileEntry(BaseModel):

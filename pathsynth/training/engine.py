@@ -7,8 +7,10 @@ launch`.
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -161,6 +163,12 @@ class Run:
                 started = time.perf_counter()
             with self.accelerator.autocast():
                 loss = self.task.loss(self.model, batch, self.generator)
+            state.loss = float(loss.detach())
+            if not math.isfinite(state.loss):
+                raise TrainingError(
+                    f"The loss became {state.loss} at step {state.step + 1}; lower the learning rate, and go "
+                    "on from the last checkpoint with --resume or start again."
+                )
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
             self.optimizer.step()
@@ -172,11 +180,6 @@ class Run:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
             elapsed = time.perf_counter() - started
             state.step += 1
-            state.loss = float(loss.detach())
-            if not math.isfinite(state.loss):
-                raise TrainingError(
-                    f"The loss became {state.loss} at step {state.step}; lower the learning rate and resume."
-                )
             state.learning_rate = rate
             rate_now = config.batch_size * self.accelerator.num_processes / elapsed
             state.images_per_second = (
@@ -189,13 +192,20 @@ class Run:
     def _count_flops(self, batch: Any) -> float:
         """Floating-point operations of one forward and backward pass, counted once before the first step."""
         probe = torch.Generator().manual_seed(0)
+        kept = [buffer.clone() for buffer in self.model.buffers()]
         with FlopCounterMode(display=False) as counter, self.accelerator.autocast():
             self.task.loss(self.model, batch, probe).backward()
         self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.model.buffers(), kept, strict=True):  # such as means of batches
+            buffer.copy_(value)
         return float(counter.get_total_flops())
 
     def save(self, path: Path) -> None:
-        """Write everything a resumed run needs to one file, atomically."""
+        """Write everything a resumed run needs to one file, atomically.
+
+        Raises:
+            TrainingError: the file cannot be written; an older one is left as it was.
+        """
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             torch.save(
@@ -210,8 +220,14 @@ class Run:
                 partial,
             )
             os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise TrainingError(
+                f"{path} cannot be written ({reason}); free some space, or give another --out."
+            ) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def restore(self, path: Path) -> None:
         """Go on from a file that `save` wrote.
@@ -232,7 +248,15 @@ class Run:
             else:  # the saved one is the main process's; the others must not draw the same batches
                 apart = self.accelerator.process_index + self.accelerator.num_processes * self.state.step
                 self.generator.manual_seed(self.config.seed + apart)
-        except (RuntimeError, KeyError, ValueError, TypeError, EOFError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            KeyError,
+            ValueError,
+            TypeError,
+            EOFError,
+            pickle.UnpicklingError,
+        ) as error:
             raise TrainingError(
                 f"{path} cannot be resumed (damaged, or from another configuration); "
                 "use the configuration it was started with, or start without --resume."
@@ -267,9 +291,19 @@ def run(
     """Train until the steps or the minutes are spent; checkpoint, evaluate and write the averaged model to
     `out`.
 
-    A keyboard interrupt saves the checkpoint before it goes on to the caller, so nothing is lost.
+    A keyboard interrupt saves the checkpoint before it goes on to the caller, so nothing is lost. When the
+    loss is no longer a number, the last checkpoint is left as it is.
+
+    Raises:
+        TrainingError: `out` holds a run already and `resume` is false, or there is nothing to resume, or a
+            file cannot be written, or the loss is no longer a number.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"The folder {out} cannot be made ({error.strerror or error}); give another --out."
+        ) from error
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
         raise TrainingError(f"{checkpoint} exists already; give --resume to go on with it, or another --out.")
@@ -295,7 +329,7 @@ def run(
                 if runner.accelerator.check_trigger():  # all processes stop after the same step
                     break
     finally:
-        if main and runner.state.step:
+        if main and runner.state.step and math.isfinite(runner.state.loss):
             runner.save(checkpoint)
     if main:
         runner.state.metrics = task.evaluate(runner.averaged)

@@ -106,7 +106,7 @@ class StableDiffusionTask:
         self.model: nn.Module = _with_adapter(config, pipeline, base)
         self.train = train or load_split("train", config.tile_size)
         self.val = val or load_split("val", config.tile_size)
-        # Nine prompts and the empty text are all that is ever said, so the text encoder has nothing left to do.
+        # Nine prompts and the empty text are all that is ever said: the text encoder is not needed again.
         texts = [prompt_of(tissue, config.prompt_style) for tissue in TISSUES]
         self._contexts = encode(pipeline, [*texts, ""]).states
 
@@ -135,10 +135,8 @@ class StableDiffusionTask:
         noisy = self.noise.add_noise(latents, noise, times)
         context = self._contexts.to(device)[batch.texts.to(device)]
         predicted = model(noisy, times, encoder_hidden_states=context, return_dict=False)[0]
-        if self._predicts == "v_prediction":
-            target = self.noise.get_velocity(latents, noise, times)
-        else:
-            target = noise
+        is_velocity = self._predicts == "v_prediction"
+        target = self.noise.get_velocity(latents, noise, times) if is_velocity else noise
         return F.mse_loss(predicted.float(), target.float())
 
     @torch.no_grad()
@@ -164,8 +162,8 @@ class StableDiffusionTask:
         return {"val_loss": total / count}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The averaged adapter in half precision, as `StableDiffusionPipeline.load_lora_weights` reads it, with
-        the settings to generate by.
+        """The averaged adapter in half precision, as `StableDiffusionPipeline.load_lora_weights` reads it,
+        with the settings to generate by.
         """
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
         StableDiffusionPipeline.save_lora_weights(

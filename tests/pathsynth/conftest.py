@@ -1,0 +1,27 @@
+"""What is slow to make, once for all tests of the library."""
+
+from pathlib import Path
+
+import pytest
+
+from pathsynth.text import TextEncoder, TissueResolver
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def encoder() -> TextEncoder:
+    """The real text encoder."""
+    return TextEncoder()
+
+
+@pytest.fixture(scope="session")
+def resolver(encoder: TextEncoder) -> TissueResolver:
+    return TissueResolver(encoder)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory, encoder: TextEncoder) -> Path:
+    """A weights folder of toy size, to be read only; copy it to change it."""
+    folder = tmp_path_factory.mktemp("tiny") / "weights"
+    tiny.write_weights(folder, encoder)
+    return folder

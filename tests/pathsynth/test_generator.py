@@ -1,0 +1,270 @@
+"""The generator, with weights of toy size: the same bytes however and wherever a tile is made."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pathsynth.errors import WeightsError
+from pathsynth.generator import CONTEXTS_FILE, Generator, load_contexts
+from pathsynth.text import TextContext, TextEncoder
+from pathsynth.tissues import CODES, TISSUES, by_code
+from pathsynth.validator import Validator
+from pathsynth.weights import Weights, write_manifest
+from tests import tiny
+
+ROOT_OF_SOURCES = Path(__file__).parents[2]
+UNET = "layout/unet/diffusion_pytorch_model.safetensors"
+LORA = "lora/default/pytorch_lora_weights.safetensors"
+
+
+def no_encoder() -> TextEncoder:
+    raise AssertionError("the text encoder was asked for")
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_weights: Path) -> Generator:
+    return Generator.load(Weights(tiny_weights))
+
+
+def test_a_tile_among_nine_has_the_bytes_it_has_alone() -> None:
+    generator, context = tiny.generator(), tiny.contexts(1, seed=5)
+    nine = generator.propose(context, range(10, 19))
+    assert nine.shape == (9, 28, 28, 3)
+    assert nine.dtype == np.uint8
+    for i in (0, 4, 8):
+        assert np.array_equal(generator.propose(context, [10 + i])[0], nine[i])
+    assert len({tile.tobytes() for tile in nine}) == 9
+
+
+def test_another_context_gives_another_tile() -> None:
+    generator = tiny.generator()
+    one, other = (generator.propose(tiny.contexts(1, seed), [1]) for seed in (5, 6))
+    assert not np.array_equal(one, other)
+
+
+def test_every_denoising_step_can_be_stopped() -> None:
+    steps = 0
+
+    def stop() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == tiny.STEPS + 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tiny.generator().propose(tiny.contexts(1), [1, 2, 3], on_step=stop)
+    assert steps == tiny.STEPS + 2
+
+
+def test_loading_merges_the_adapter_and_reads_its_settings(generator: Generator, tiny_weights: Path) -> None:
+    assert (generator.steps, generator.guidance) == (tiny.STEPS, 2.0)
+    assert not any("lora" in name for name in generator.pipeline.unet.state_dict())
+    stored = load_file(tiny_weights / UNET)
+    merged = generator.pipeline.unet.state_dict()
+    changed = {name for name, weight in merged.items() if not torch.equal(weight, stored[name])}
+    assert changed
+    assert all(name.endswith(("to_q.weight", "to_v.weight")) for name in changed)
+
+
+@pytest.mark.parametrize("name", ["adipose", "ADI", "Fat cells ", "adipose tissue"])
+def test_a_description_that_only_names_the_tissue_needs_no_encoder(generator: Generator, name: str) -> None:
+    context = generator.context_of(TISSUES[0], name, no_encoder)
+    assert len(context) == 1
+    assert torch.equal(context.states, generator.context_of(TISSUES[0], TISSUES[0].prompt, no_encoder).states)
+    other = generator.context_of(TISSUES[1], TISSUES[1].label, no_encoder)
+    assert not torch.equal(context.states, other.states)
+
+
+def test_other_words_reach_the_context_after_the_prompt(generator: Generator, encoder: TextEncoder) -> None:
+    tissue = by_code("TUM")
+    context = generator.context_of(tissue, "very dark stain", lambda: encoder)
+    expected = encoder.encode([f"{tissue.prompt}; very dark stain"])
+    assert torch.equal(context.states, expected.states)
+    plain = generator.context_of(tissue, tissue.label, no_encoder)
+    assert context.mask.sum() > plain.mask.sum()
+
+
+def test_the_name_of_another_tissue_is_a_description(generator: Generator, encoder: TextEncoder) -> None:
+    asked = []
+
+    def counted() -> TextEncoder:
+        asked.append(1)
+        return encoder
+
+    generator.context_of(by_code("TUM"), "mucus", counted)
+    assert asked
+
+
+def test_stored_contexts_are_those_of_the_prompts_and_of_the_empty_text(
+    tiny_weights: Path, encoder: TextEncoder
+) -> None:
+    contexts = load_contexts(tiny_weights / CONTEXTS_FILE)
+    assert len(contexts) == len(CODES) + 1
+    assert contexts.mask[-1].sum() == 2
+    expected = encoder.encode([tissue.prompt for tissue in TISSUES] + [""])
+    assert torch.equal(contexts.mask, expected.mask)
+    assert torch.allclose(contexts.states, expected.states, atol=2e-3)
+
+
+PROPOSE = """
+    import hashlib, sys
+    from pathlib import Path
+    from pathsynth.generator import Generator
+    from pathsynth.text import TextEncoder
+    from pathsynth.tissues import by_code
+    from pathsynth.validator import Validator
+    from pathsynth.weights import Weights
+    weights = Weights(Path(sys.argv[1]))
+    generator = Generator.load(weights)
+    context = generator.context_of(by_code("TUM"), "very dark stain", TextEncoder)
+    tiles = generator.propose(context, [1, 2, 3])
+    assert len(Validator.load(weights.path("validator")).predict(tiles)) == 3
+    Path(sys.argv[2]).write_text(hashlib.sha256(tiles.tobytes()).hexdigest(), encoding="utf-8")
+"""
+
+
+def test_fresh_processes_make_the_same_bytes_and_print_nothing(
+    generator: Generator, encoder: TextEncoder, tiny_weights: Path, tmp_path: Path
+) -> None:
+    code = "\n".join(line.strip() for line in PROPOSE.splitlines())
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tiny_weights), str(tmp_path / name)],
+            cwd=ROOT_OF_SOURCES,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    for process in started:
+        assert process.communicate(timeout=600) == ("", "")
+        assert process.returncode == 0
+    one, two = ((tmp_path / name).read_text(encoding="utf-8") for name in ("one", "two"))
+    context = generator.context_of(by_code("TUM"), "very dark stain", lambda: encoder)
+    here = generator.propose(context, [1, 2, 3])
+    assert one == two == hashlib.sha256(here.tobytes()).hexdigest()
+
+
+def rewrite(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    """Damage that changes the tensors of a file and leaves it a valid one."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / name)
+        change(tensors)
+        save_file(tensors, folder / name)
+
+    return damage
+
+
+def settings(**values: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / "lora/default/settings.json").write_text(
+        json.dumps(values), encoding="utf-8"
+    )
+
+
+def drop_first(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[min(tensors)]
+
+
+def misname(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        tensors[f"elsewhere.{name}"] = tensors.pop(name)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no layout": lambda folder: shutil.rmtree(folder / "layout"),
+    "no index": lambda folder: (folder / "layout/model_index.json").unlink(),
+    "index is no JSON": lambda folder: (folder / "layout/model_index.json").write_bytes(b"{"),
+    "index of another kind": lambda folder: (folder / "layout/model_index.json").write_bytes(b"[]"),
+    "no configuration": lambda folder: (folder / "layout/unet/config.json").unlink(),
+    "configuration is no JSON": lambda folder: (folder / "layout/unet/config.json").write_bytes(b"\xff"),
+    "no scheduler": lambda folder: shutil.rmtree(folder / "layout/scheduler"),
+    "no network": lambda folder: (folder / UNET).unlink(),
+    "garbage for a network": lambda folder: (folder / UNET).write_bytes(b"garbage" * 100),
+    "half a network": lambda folder: (folder / UNET).write_bytes((folder / UNET).read_bytes()[:5000]),
+    "a network lacks a weight": rewrite(UNET, drop_first),
+    "no adapter": lambda folder: (folder / LORA).unlink(),
+    "garbage for an adapter": lambda folder: (folder / LORA).write_bytes(b"garbage" * 100),
+    "an adapter for another network": rewrite(LORA, misname),
+    "no settings": lambda folder: (folder / "lora/default/settings.json").unlink(),
+    "settings without steps": settings(guidance=2.0),
+    "settings of no steps": settings(steps=0, guidance=2.0),
+    "no contexts": lambda folder: (folder / CONTEXTS_FILE).unlink(),
+    "garbage for contexts": lambda folder: (folder / CONTEXTS_FILE).write_bytes(b"garbage"),
+    "too few contexts": rewrite(CONTEXTS_FILE, lambda t: t.update({k: v[:3].clone() for k, v in t.items()})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_broken_part_that_the_manifest_vouches_for_is_one_sentence(
+    damage: Callable[[Path], object], tiny_weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(tiny_weights, folder)
+    damage(folder)
+    write_manifest(folder, {})
+    with pytest.raises(WeightsError, match="cannot be loaded") as caught:
+        Generator.load(Weights(folder))
+    assert_one_sentence(caught, capfd)
+
+
+VALIDATOR_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no network": lambda folder: (folder / "model.safetensors").unlink(),
+    "garbage for a network": lambda folder: (folder / "model.safetensors").write_bytes(b"garbage" * 100),
+    "a weight is missing": rewrite("model.safetensors", lambda tensors: tensors.pop("fc.weight")),
+    "a weight too many": rewrite("model.safetensors", lambda t: t.update({"more": torch.zeros(1)})),
+    "no statistics": rewrite("model.safetensors", lambda tensors: tensors.pop("ood.means")),
+    "no configuration": lambda folder: (folder / "config.json").unlink(),
+    "configuration lacks the temperature": lambda folder: (folder / "config.json").write_text(
+        '{"architecture": "resnet18", "ood_limit": 1}', encoding="utf-8"
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", VALIDATOR_DAMAGES.values(), ids=VALIDATOR_DAMAGES)
+def test_a_broken_validator_is_one_sentence(
+    damage: Callable[[Path], object], tiny_weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "validator"
+    shutil.copytree(tiny_weights / "validator", folder)
+    damage(folder)
+    with pytest.raises(WeightsError, match="cannot be loaded") as caught:
+        Validator.load(folder)
+    assert_one_sentence(caught, capfd)
+
+
+def assert_one_sentence(
+    caught: pytest.ExceptionInfo[WeightsError], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence, and no chatter beside it."""
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_saved_validator_comes_back_the_same(tmp_path: Path) -> None:
+    made = tiny.validator(confidence=0.9)
+    made.save(tmp_path)
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    (first, _) = back = Validator.load(tmp_path).predict(tiles)
+    assert [p.code for p in back] == [tiny.ALWAYS.code] * 2
+    assert first.confidence == pytest.approx(0.9, abs=1e-3)
+    assert sum(first.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert first.in_distribution
+
+
+def test_contexts_of_another_shape_are_refused(tmp_path: Path) -> None:
+    context: TextContext = tiny.contexts(3)
+    save_file({"states": context.states, "mask": context.mask}, tmp_path / "contexts.safetensors")
+    with pytest.raises(WeightsError, match="contexts of shape"):
+        load_contexts(tmp_path / "contexts.safetensors")

@@ -1,0 +1,578 @@
+"""Training, in a few steps of models of toy size: what is resumed, what is refused, what changes."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel
+from torch import nn
+from torch.nn import functional as F
+
+from pathsynth.data import Split
+from pathsynth.errors import TrainingError
+from pathsynth.generator import load_pipeline
+from pathsynth.layout import LORA_FILE
+from pathsynth.text import TextEncoder
+from pathsynth.tissues import TISSUES
+from pathsynth.training import read_config, start
+from pathsynth.training.augment import dihedral, vary_stain
+from pathsynth.training.captions import CaptionEncoder
+from pathsynth.training.engine import OptimConfig, Run, Task, TrainState, run
+from pathsynth.training.layout import BaseConfig, BaseTask, FlowConfig, LoraConfig, LoraTask
+from pathsynth.training.validator import ValidatorConfig, best_temperature, calibrate
+from pathsynth.validator import to_model_range
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[2] / "pathsynth" / "training" / "configs"
+LINEAR = OptimConfig(
+    steps=6, batch_size=8, learning_rate=0.01, warmup_steps=2, ema_decay=0.5, precision="float32"
+)
+
+
+class ToyTask:
+    """A convolution with batch statistics on tiles whose colour says their tissue."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(
+            nn.Conv2d(3, 4, 7, stride=7), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 9)
+        )
+        self.train = tiny.split("train", 90)
+        self.evaluated = 0
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(len(self.train), (size,), generator=generator).numpy()
+        return to_model_range(self.train.images[chosen]), torch.from_numpy(self.train.labels[chosen])
+
+    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        images, labels = batch
+        noise = torch.randn(images.shape, generator=generator)
+        return F.cross_entropy(model(images + 0.1 * noise), labels)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        self.evaluated += 1
+        return {"val_loss": 1.0}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        torch.save(model.state_dict(), folder / "model.pt")
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return saved
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def sentence(caught: pytest.ExceptionInfo[Exception]) -> str:
+    text = str(caught.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+def interrupt_at(step: int, error: type[BaseException] = KeyboardInterrupt) -> Callable[[TrainState], None]:
+    def report(state: TrainState) -> None:
+        if state.step == step:
+            raise error
+
+    return report
+
+
+def test_three_steps_yield_their_state_and_lower_the_loss() -> None:
+    runner = Run(ToyTask(), LINEAR.model_copy(update={"steps": 60}))
+    states = [(state.step, state.loss, state.learning_rate) for state in runner.steps()]
+    assert [step for step, _, _ in states] == list(range(1, 61))
+    assert np.mean([loss for _, loss, _ in states[-5:]]) < 0.7 * states[0][1]
+    assert states[0][2] == pytest.approx(0.005)
+    assert runner.state.images_per_second > 0
+    assert runner.state.gflops > 0
+
+
+def test_the_learning_rate_rises_then_falls_to_its_floor() -> None:
+    config = LINEAR.model_copy(update={"steps": 10, "final_learning_rate_fraction": 0.1})
+    rates = [config.learning_rate_at(step) for step in range(11)]
+    assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[10] == pytest.approx(0.001)
+
+
+def test_a_finished_run_leaves_checkpoint_model_and_figures(tmp_path: Path) -> None:
+    task, told = ToyTask(), []
+    state = run(task, LINEAR, tmp_path, report=lambda state: told.append(state.step))
+    assert state.step == 6
+    assert state.metrics == {"val_loss": 1.0}
+    assert told == [1, 2, 3, 4, 5, 6, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt"]
+
+
+def test_an_interrupted_and_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    run(ToyTask(), LINEAR, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(ToyTask(), LINEAR, tmp_path / "parts", report=interrupt_at(3))
+    assert state_of(tmp_path / "parts")["state"]["step"] == 3
+    assert not (tmp_path / "parts" / "model.pt").exists()
+    state = run(ToyTask(), LINEAR, tmp_path / "parts", resume=True)
+    assert state.step == 6
+    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    for part in ("model", "average"):
+        assert same(whole[part], parts[part]), part
+    assert whole["state"]["loss"] == parts["state"]["loss"]
+    assert torch.equal(whole["generator"], parts["generator"])
+
+
+def test_counting_operations_leaves_no_trace() -> None:
+    task = ToyTask()
+    runner = Run(task, LINEAR)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    state = runner.generator.get_state()
+    assert runner._count_flops(task.batch(8, torch.Generator())) > 0
+    assert same(before, task.model.state_dict())
+    assert torch.equal(runner.generator.get_state(), state)
+    assert all(weight.grad is None for weight in task.model.parameters())
+
+
+def test_minutes_end_a_run_whole(tmp_path: Path) -> None:
+    state = run(ToyTask(), LINEAR, tmp_path, max_minutes=0)
+    assert state.step == 1
+    assert (tmp_path / "model.pt").exists()
+    assert run(ToyTask(), LINEAR, tmp_path, resume=True).step == 6
+
+
+def test_checkpoints_and_figures_come_in_between(tmp_path: Path) -> None:
+    task, checkpoints = ToyTask(), []
+
+    def report(state: TrainState) -> None:
+        checkpoints.append((tmp_path / "checkpoint.pt").exists())
+
+    run(task, LINEAR, tmp_path, evaluate_every_minutes=0, checkpoint_every_minutes=0, report=report)
+    assert checkpoints == [False] + [True] * 6
+    assert task.evaluated == 7
+
+
+def test_a_resumed_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    run(ToyTask(), LINEAR, tmp_path)
+    before = state_of(tmp_path)["model"]
+    assert run(ToyTask(), LINEAR, tmp_path, resume=True).step == 6
+    assert same(before, state_of(tmp_path)["model"])
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot be made") as caught:
+        run(ToyTask(), LINEAR, tmp_path / "file" / "out")
+    sentence(caught)
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    run(ToyTask(), LINEAR, tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(TrainingError, match="--resume") as caught:
+        run(ToyTask(), LINEAR, tmp_path)
+    sentence(caught)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="nothing to resume") as caught:
+        run(ToyTask(), LINEAR, tmp_path, resume=True)
+    sentence(caught)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"garbage",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:100] + b"\0" * 500 + content[600:],
+    ],
+    ids=["empty", "garbage", "cut", "overwritten"],
+)
+def test_a_damaged_checkpoint_is_one_sentence_and_stays(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    run(ToyTask(), LINEAR, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    damaged = path.read_bytes()
+    with pytest.raises(TrainingError, match="cannot be resumed") as caught:
+        run(ToyTask(), LINEAR, tmp_path, resume=True)
+    assert str(path) in sentence(caught)
+    assert path.read_bytes() == damaged
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    run(ToyTask(), LINEAR, tmp_path)
+    other = ToyTask()
+    other.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 9))
+    with pytest.raises(TrainingError, match="another configuration") as caught:
+        run(other, LINEAR, tmp_path, resume=True)
+    sentence(caught)
+
+
+class Diverging(ToyTask):
+    """Its loss is not a number from a step on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+        self.taken = 0
+
+    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        self.taken += 1  # the first is the count of operations
+        return super().loss(model, batch, generator) * (math.nan if self.taken > self.at else 1.0)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="The loss became nan at step 4") as caught:
+        run(Diverging(4), LINEAR, tmp_path, checkpoint_every_minutes=0)
+    sentence(caught)
+    saved = state_of(tmp_path)
+    assert saved["state"]["step"] <= 3
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+    assert run(ToyTask(), LINEAR, tmp_path, resume=True).step == 6
+    assert all(torch.isfinite(value).all() for value in state_of(tmp_path)["average"].values())
+
+
+def test_a_loss_that_is_no_number_at_once_leaves_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="at step 1"):
+        run(Diverging(1), LINEAR, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(ToyTask(), LINEAR, tmp_path, max_minutes=0)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(TrainingError, match="cannot be written") as caught:
+            run(ToyTask(), LINEAR, tmp_path, resume=True)
+    sentence(caught)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_average_follows_the_weights() -> None:
+    task = ToyTask()
+    runner = Run(task, LINEAR)
+    for _ in runner.steps():
+        pass
+    averaged = dict(runner.averaged.named_parameters())
+    weights = dict(task.model.named_parameters())
+    assert averaged.keys() == weights.keys()
+    assert not any(torch.equal(averaged[name], weight) for name, weight in weights.items())
+    assert not runner.averaged.training
+
+
+# Configurations
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_configuration_that_ships_fits(path: Path) -> None:
+    from pathsynth.training.stable_diffusion import StableDiffusionConfig
+
+    shapes: dict[str, type[BaseModel]] = {
+        "validator": ValidatorConfig,
+        "judge": ValidatorConfig,
+        "base": BaseConfig,
+        "lora": LoraConfig,
+        "lora-stable-diffusion": StableDiffusionConfig,
+    }
+
+    class Kind(BaseModel):
+        kind: str
+
+    assert read_config(path, shapes[read_config(path, Kind).kind])
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+VALID = (
+    'kind = "validator"\narchitecture = "resnet18"\n[optim]\nsteps = 3\nbatch_size = 2\nlearning_rate = 0.1\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        (VALID.replace("steps = 3", "steps = 0"), "optim.steps"),
+        (VALID.replace("steps = 3\n", ""), "optim.steps"),
+        (VALID.replace("0.1", "-1"), "optim.learning_rate"),
+        (VALID.replace("resnet18", "vgg"), "architecture"),
+        (VALID + "momentum = 0.9\n", "optim.momentum"),
+        (VALID + 'precision = "float8"\n', "optim.precision"),
+        ("stain_strength = 2\n" + VALID, "stain_strength"),
+    ],
+)
+def test_a_mistake_in_a_configuration_is_named_by_its_field(tmp_path: Path, text: str, field: str) -> None:
+    with pytest.raises(TrainingError, match=f"`{field}`") as caught:
+        read_config(written(tmp_path, text), ValidatorConfig)
+    sentence(caught)
+
+
+@pytest.mark.parametrize("text", ["= 3", "[optim", "steps = \n"])
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(TrainingError, match="cannot be read as TOML") as caught:
+        read_config(written(tmp_path, text), ValidatorConfig)
+    sentence(caught)
+
+
+def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="cannot be read") as caught:
+        read_config(tmp_path / "none.toml", ValidatorConfig)
+    sentence(caught)
+
+
+def test_a_configuration_of_another_model_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="configures a validator, not a judge") as caught:
+        start("judge", written(tmp_path, VALID), tmp_path / "out", False, None, lambda *_: None)
+    sentence(caught)
+    assert not (tmp_path / "out").exists()
+
+
+# The layout model
+
+FLOW = OptimConfig(steps=2, batch_size=4, learning_rate=0.01, warmup_steps=0, precision="float32")
+
+
+def test_a_base_trains_from_scratch_and_loads_as_a_pipeline(encoder: TextEncoder, tmp_path: Path) -> None:
+    config = BaseConfig(kind="base", optim=FLOW, unet=tiny.unet_config())
+    train = tiny.split("train", 36)
+    task = BaseTask(config, train, tiny.split("val", 18, seed=1), encoder)
+    state = run(task, FLOW, tmp_path)
+    assert math.isfinite(state.loss)
+    assert math.isfinite(state.metrics["val_loss"])
+    pipeline = load_pipeline(tmp_path / "layout")
+    pixels = to_model_range(train.images)
+    assert list(pipeline.config.data_mean) == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-5)
+    assert pipeline.standardise(pixels).std() == pytest.approx(1, abs=0.1)
+
+
+def lora_config(**fields: Any) -> LoraConfig:
+    defaults: dict[str, Any] = {"optim": FLOW, "rank": 2, "alpha": 2, "target_modules": ["to_q", "to_v"]}
+    return LoraConfig(kind="lora", **(defaults | fields))
+
+
+def lora_task(encoder: TextEncoder, **fields: Any) -> LoraTask:
+    return LoraTask(
+        lora_config(**fields),
+        tiny.pipeline(),
+        tiny.split("train", 36),
+        tiny.split("val", 18, seed=1),
+        encoder,
+    )
+
+
+def test_an_adapter_run_changes_the_adapter_alone(encoder: TextEncoder, tmp_path: Path) -> None:
+    task = lora_task(encoder)
+    before = {name: weight.clone() for name, weight in task.model.named_parameters()}
+    runner = Run(task, FLOW)
+    assert [state.step for state in runner.steps()] == [1, 2]
+    after = dict(task.model.named_parameters())
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert {name for name in before if "lora_B" in name} <= changed
+    task.save(runner.averaged, tmp_path)
+    assert (tmp_path / "lora" / LORA_FILE).is_file()
+
+    fresh = tiny.pipeline()
+    fresh.load_lora_weights(tmp_path / "lora")
+    loaded = {name: w for name, w in fresh.unet.named_parameters() if "lora_B" in name}
+    assert loaded
+    assert all(weight.abs().sum() > 0 for weight in loaded.values())
+
+
+def test_an_adapter_run_resumes_from_its_own_weights_alone(encoder: TextEncoder, tmp_path: Path) -> None:
+    run(lora_task(encoder), FLOW, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(lora_task(encoder), FLOW, tmp_path / "parts", report=interrupt_at(1))
+    saved = state_of(tmp_path / "parts")
+    assert saved["model"]
+    assert all("lora_" in name for name in saved["model"])
+    run(lora_task(encoder), FLOW, tmp_path / "parts", resume=True)
+    assert same(state_of(tmp_path / "whole")["model"], state_of(tmp_path / "parts")["model"])
+
+
+def test_text_styles_say_label_prompt_or_prompt_and_attributes(encoder: TextEncoder) -> None:
+    train = tiny.split("train", 36)
+    generator = torch.Generator().manual_seed(0)
+
+    def texts(style: str) -> list[str]:
+        task = lora_task(encoder, prompt_style=style)
+        return task.describe(train.images, train.labels, generator)
+
+    assert texts("label") == [TISSUES[label].label for label in train.labels]
+    prompts = [TISSUES[label].prompt for label in train.labels]
+    assert texts("domain") == prompts
+    both = texts("domain+attributes")
+    assert all(text.startswith(prompt) for text, prompt in zip(both, prompts, strict=True))
+    assert 5 < sum(text == prompt for text, prompt in zip(both, prompts, strict=True)) < 31
+
+
+def test_dropped_text_is_the_empty_text(encoder: TextEncoder) -> None:
+    task = lora_task(encoder, flow=FlowConfig(drop_text=1.0))
+    batch = task.batch(4, torch.Generator().manual_seed(0))
+    assert batch.context.mask.sum(1).tolist() == [2, 2, 2, 2]
+    assert batch.tiles.shape == (4, 3, 28, 28)
+
+
+def test_figures_on_val_are_the_same_each_time(encoder: TextEncoder) -> None:
+    task = lora_task(encoder)
+    assert task.evaluate(task.model) == task.evaluate(task.model)
+
+
+def test_captions_are_encoded_once(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    encode = encoder.encode
+
+    def counted(texts: Any) -> Any:
+        seen.extend(texts)
+        return encode(texts)
+
+    monkeypatch.setattr(encoder, "encode", counted)
+    captions = CaptionEncoder(encoder)
+    first = captions(["pink", "violet", "pink"])
+    again = captions(["violet"])
+    assert sorted(seen) == ["pink", "violet"]
+    assert torch.equal(first.states[0], first.states[2])
+    assert torch.equal(again.states[0], first.states[1])
+    assert torch.allclose(first.states[:1], encode(["pink"]).states, atol=2e-3)
+
+
+# The validator
+
+
+class Features(nn.Module):
+    """A classifier of toy size with the same parts as the real one; its answers are too sure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 16, 4, stride=4)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(16, 9)
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.fc(self.avgpool(self.conv(tiles).relu()).flatten(1))
+        return 30 * answer
+
+
+def test_the_best_temperature_minimises_the_likelihood_of_the_labels() -> None:
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(9, (400,), generator=random)
+    logits = 8 * (F.one_hot(labels, 9) + torch.randn(400, 9, generator=random))
+    best = best_temperature(logits, labels)
+
+    def likelihood(temperature: float) -> float:
+        return float(F.cross_entropy(logits / temperature, labels))
+
+    assert best > 1.5
+    assert likelihood(best) < likelihood(1.0)
+    assert likelihood(best) <= min(likelihood(best * 0.95), likelihood(best * 1.05))
+    assert best_temperature(logits / best, labels) == pytest.approx(1, abs=0.02)
+
+
+def test_calibration_lowers_the_likelihood_on_val_and_leaves_little_of_it_outside() -> None:
+    train, val = tiny.split("train", 180), tiny.split("val", 90, seed=1)
+    model = Features()
+    validator = calibrate(model, "resnet18", train, val)
+    labels = torch.from_numpy(val.labels)
+    calibrated = F.nll_loss(validator.probabilities(val.images).log(), labels)
+    validator.temperature, best = 1.0, validator.temperature
+    assert best != 1.0
+    assert calibrated <= F.nll_loss(validator.probabilities(val.images).clamp_min(1e-30).log(), labels)
+    outside = validator.distances(val.images) >= validator.ood_limit
+    assert outside.float().mean() <= 0.02
+    strange = np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3)).astype(np.uint8)
+    strange[..., 0], strange[..., 2] = 255, 0
+    assert (validator.distances(strange) > validator.ood_limit).all()
+
+
+def test_validator_and_judge_see_disjoint_halves() -> None:
+    from pathsynth.training.validator import _half
+
+    train = tiny.split("train", 91)
+    even, odd = _half(train, "even"), _half(train, "odd")
+    assert (len(even), len(odd)) == (46, 45)
+    assert np.array_equal(even.images[3], train.images[6])
+    assert np.array_equal(odd.images[3], train.images[7])
+    assert _half(train, None) is train
+
+
+# Augmentation
+
+
+def symmetries(tile: torch.Tensor) -> list[torch.Tensor]:
+    turned = [torch.rot90(tile, k, dims=(1, 2)) for k in range(4)]
+    return turned + [each.flip(2) for each in turned]
+
+
+def test_every_symmetry_of_the_square_is_drawn_and_nothing_else() -> None:
+    tile = torch.arange(3 * 4 * 4).float().view(3, 4, 4)
+    drawn = dihedral(tile.expand(400, -1, -1, -1), torch.Generator().manual_seed(0))
+    counts = [int((drawn == each).all(dim=(1, 2, 3)).sum()) for each in symmetries(tile)]
+    assert sum(counts) == 400
+    assert min(counts) > 25
+
+
+def test_each_image_is_turned_by_itself_and_repeatably() -> None:
+    tiles = torch.rand(8, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    first, again = (dihedral(tiles, torch.Generator().manual_seed(2)) for _ in range(2))
+    assert torch.equal(first, again)
+    for before, after in zip(tiles, first, strict=True):
+        assert any(torch.equal(after, each) for each in symmetries(before))
+
+
+def test_no_stain_variation_is_the_identity() -> None:
+    tiles = torch.rand(2, 3, 6, 6) * 2 - 1
+    assert torch.equal(vary_stain(tiles, torch.Generator(), 0), tiles)
+
+
+def test_stain_varies_within_range_and_leaves_the_texture_in_place() -> None:
+    tiles = to_model_range(tiny.split("train", 9).images)
+    varied = vary_stain(tiles, torch.Generator().manual_seed(0), 0.3)
+    assert varied.shape == tiles.shape
+    assert -1 <= varied.min() < varied.max() <= 1
+    assert not torch.allclose(varied, tiles, atol=0.02)
+    for before, after in zip(tiles, varied, strict=True):
+        stacked = torch.stack([before.mean(0).flatten(), after.mean(0).flatten()])
+        assert torch.corrcoef(stacked)[0, 1] > 0.9
+
+
+def test_a_weaker_variation_changes_less_and_the_same_draw_repeats() -> None:
+    tiles = to_model_range(tiny.split("train", 9).images)
+    weak, strong, again = (
+        vary_stain(tiles, torch.Generator().manual_seed(3), strength) for strength in (0.01, 0.3, 0.3)
+    )
+    assert torch.equal(strong, again)
+    assert (weak - tiles).abs().mean() < 0.2 * (strong - tiles).abs().mean()
+
+
+def test_one_plain_colour_stays_one_plain_colour() -> None:
+    plain = torch.tensor([0.6, -0.2, 0.4]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    varied = vary_stain(plain, torch.Generator().manual_seed(0), 0.3)
+    assert varied.std(dim=(2, 3)).max() < 1e-6
+
+
+def test_the_toy_task_fits_the_protocol() -> None:
+    task: Task = ToyTask()
+    assert isinstance(task.train, Split)
