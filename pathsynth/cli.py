@@ -437,7 +437,7 @@ def evaluate_generator(
             made = studio.first_tiles(per_class, seed, show)
             if tiles is not None:
                 made.save(tiles)
-        report = studio.study_generator(made, full, judge, show)
+        report = studio.study_generator(made, show) if full else studio.evaluate_tiles(made, judge, show)
     _print_report(report, as_json)
     _write_plots(report, plots)
     if plots is not None:

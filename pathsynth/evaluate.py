@@ -22,6 +22,7 @@ from pathsynth.images import to_native
 from pathsynth.records import (
     MAX_SEED,
     ClassFigures,
+    FullReport,
     Reliability,
     ReliabilityBin,
     Report,
@@ -147,7 +148,7 @@ def evaluate_validator(
     *,
     train: Split | None = None,
     seed: int = 0,
-) -> Report:
+) -> FullReport:
     """The validator on every tile of a split; headline accuracy, calibration as expected calibration error
     (15 bins), reliability diagram and selective accuracy.
 
@@ -179,7 +180,7 @@ def evaluate_validator(
             "outside": outside(validator, split, seed, model, progress),
             "stress": stress(validator, split, named, model, progress),
         }
-    return Report.model_validate(
+    return FullReport.model_validate(
         _figures(split.labels, named)
         | {
             "what": "validator",
@@ -336,7 +337,7 @@ def further_generator_figures(
     judge: Validator | None,
     propose_described: "ProposeDescribed",
     progress: Progress | None = None,
-) -> Report:
+) -> FullReport:
     """The report with everything that compares first-shot tiles with real ones: realism in two named feature
     spaces, structure, real-or-generated, memorisation, classification accuracy score and prompt fidelity.
 
@@ -374,7 +375,7 @@ def further_generator_figures(
         "fidelity": fidelity(propose_described, val, FIDELITY_PER_CLASS, seed, model, progress),
     }
     seconds = round(report.seconds + time.monotonic() - started, 2)
-    return report.model_copy(update=further | {"seconds": seconds})
+    return FullReport.model_validate(report.model_dump() | further | {"seconds": seconds})
 
 
 def evaluate_loop(

@@ -3,7 +3,8 @@
 Rectified flow (Liu et al., *Flow Straight and Fast*, 2023; Esser et al., 2024): the network predicts the
 velocity from data to noise. A tile is folded into patches of p x p px (pixel unshuffle), so the network
 works on a coarser grid with 3 p^2 channels. The network conditions on token states of the text encoder by
-cross-attention.
+cross-attention, and on their mean, which joins the embedding of the time: so what holds for the whole tile
+(stain, tissue) reaches every level without attention.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from torch.nn import functional as F
 
-from pathsynth.text import TextContext
+from pathsynth.text import CONTEXT_WIDTH, TextContext
 
 TILE_SIZE = 28
 DEFAULT_STEPS = 16
@@ -35,11 +36,13 @@ def predict_velocity(
 ) -> torch.Tensor:
     """Velocity (N, 3, 28, 28) of noisy tiles at times (N,) in [0, 1000], where 1000 is pure noise."""
     folded = F.pixel_unshuffle(noisy, fold) if fold > 1 else noisy
+    pooled = context.states.sum(1) / context.mask.sum(1, keepdim=True)
     velocity = unet(
         folded,
         time,
         encoder_hidden_states=context.states,
         encoder_attention_mask=context.mask,
+        class_labels=F.normalize(pooled, dim=1) * math.sqrt(CONTEXT_WIDTH),
         return_dict=False,
     )[0]
     return F.pixel_shuffle(velocity, fold) if fold > 1 else velocity

@@ -14,7 +14,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from pathsynth.errors import WeightsError
-from pathsynth.records import Comparison, Measured, Report, SetFigures
+from pathsynth.records import Comparison, FullReport, Measured, SetFigures
 from pathsynth.tissues import CODES, TISSUES
 from pathsynth.weights import Weights
 
@@ -113,13 +113,13 @@ def write_model_card(folder: Path) -> Path:
     return card
 
 
-def read_reports(folder: Path) -> tuple[dict[str, Report], dict[str, Comparison]]:
+def read_reports(folder: Path) -> tuple[dict[str, FullReport], dict[str, Comparison]]:
     """The evaluations and the comparisons among the reports of a weights folder, by name, in order.
 
     Raises:
         WeightsError: a JSON file there is neither.
     """
-    reports: dict[str, Report] = {}
+    reports: dict[str, FullReport] = {}
     comparisons: dict[str, Comparison] = {}
     for path in sorted((folder / REPORTS).glob("*.json")):
         try:
@@ -127,7 +127,7 @@ def read_reports(folder: Path) -> tuple[dict[str, Report], dict[str, Comparison]
             if isinstance(content, dict) and content.get("what") == "comparison":
                 comparisons[path.stem] = Comparison.model_validate(content)
             else:
-                reports[path.stem] = Report.model_validate(content)
+                reports[path.stem] = FullReport.model_validate(content)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
             raise WeightsError(
                 f"{path} is not a report of PathSynth; measure it again with `pathsynth evaluate --json`."
@@ -149,7 +149,7 @@ def _number(value: str | float | None) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _facts(report: Report, own: str) -> str:
+def _facts(report: FullReport, own: str) -> str:
     facts = [f"split {report.split}" if report.split else "generated tiles", f"n = {report.n:,}"]
     if report.seed is not None:
         facts.append(f"seed {report.seed}")
@@ -174,7 +174,7 @@ def _belongs(path: str, component: str) -> bool:
     return path.startswith((f"{component}/", f"{component}."))
 
 
-def _beside_paper(reports: Mapping[str, Report], own: str) -> str:
+def _beside_paper(reports: Mapping[str, FullReport], own: str) -> str:
     rows = []
     for report in reports.values():
         if report.what == "loop":
@@ -199,7 +199,7 @@ def _beside_paper(reports: Mapping[str, Report], own: str) -> str:
     )
 
 
-def _report(name: str, report: Report, own: str) -> str:
+def _report(name: str, report: FullReport, own: str) -> str:
     low, high = report.ci95
     headline = _HEADLINES.get(report.headline, report.headline)
     parts = [
@@ -243,7 +243,7 @@ def _report(name: str, report: Report, own: str) -> str:
     return "\n\n".join(parts)
 
 
-def _figures(report: Report) -> Iterator[tuple[str, float | None]]:
+def _figures(report: FullReport) -> Iterator[tuple[str, float | None]]:
     yield "accuracy", report.accuracy
     yield "macro precision", report.precision
     yield "macro recall", report.recall
@@ -255,7 +255,7 @@ def _figures(report: Report) -> Iterator[tuple[str, float | None]]:
         yield f"baseline for comparison: {name}, accuracy", value
 
 
-def _validator_figures(report: Report) -> Iterator[str]:
+def _validator_figures(report: FullReport) -> Iterator[str]:
     if report.selective is not None:
         yield f"Selective accuracy ({_of(report.selective)}):"
         yield _table(
@@ -302,7 +302,7 @@ def _of(measured: Measured) -> str:
     return ", ".join([*split, f"n = {measured.n:,}", *seed, f"weights {measured.model}"])
 
 
-def _generator_figures(report: Report) -> Iterator[str]:
+def _generator_figures(report: FullReport) -> Iterator[str]:
     for realism in report.realism or []:
         yield f"Realism in the features of {realism.space} ({_of(realism)} tiles a set):"
         yield _set_table(realism.generated, realism.real_vs_real)
@@ -391,7 +391,7 @@ def _set_table(generated: SetFigures, real: SetFigures) -> str:
     )
 
 
-def _adapters(reports: Mapping[str, Report]) -> list[str]:
+def _adapters(reports: Mapping[str, FullReport]) -> list[str]:
     if not reports:
         return []
     described = {name: report.adapter for name, report in reports.items() if report.adapter is not None}

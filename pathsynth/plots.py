@@ -3,7 +3,7 @@
 Every picture names what it was measured on. Pictures show generated tiles alone, never real ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pathsynth.images import contact_sheet, encode_png, upscale
-from pathsynth.records import Report
+from pathsynth.records import FullReport, Report
 from pathsynth.store import write_atomically
 from pathsynth.tissues import CODES, TISSUES
 
@@ -28,14 +28,20 @@ def write_plots(report: Report, folder: Path) -> list[Path]:
     """
     name = report.what if report.split is None else f"{report.what}-{report.split}"
     pictures: dict[str, Figure] = {"confusion": confusion(report)}
+    if report.attempts is not None:
+        pictures["attempts"] = attempts(report)
+    if not isinstance(report, FullReport):
+        return _saved(pictures, name, folder)
     if report.reliability is not None:
         pictures["reliability"] = reliability(report)
     if report.selective is not None:
         pictures["selective"] = selective(report)
-    if report.attempts is not None:
-        pictures["attempts"] = attempts(report)
     if report.structure is not None:
         pictures["spectra"] = spectra(report)
+    return _saved(pictures, name, folder)
+
+
+def _saved(pictures: Mapping[str, Figure], name: str, folder: Path) -> list[Path]:
     return [_save(figure, folder / f"{what}-{name}.png") for what, figure in pictures.items()]
 
 
@@ -57,7 +63,7 @@ def write_sheets(
     return paths
 
 
-def write_adapter_plot(reports: Sequence[Report], path: Path) -> Path:
+def write_adapter_plot(reports: Sequence[FullReport], path: Path) -> Path:
     """Write precision, recall and F1 of reports of LoRA adapters beside each other.
 
     Raises:
@@ -113,7 +119,7 @@ def confusion(report: Report) -> Figure:
     return figure
 
 
-def reliability(report: Report) -> Figure:
+def reliability(report: FullReport) -> Figure:
     """Accuracy over confidence, the diagonal of perfect calibration, and the share of tiles in each bin."""
     figure, axes = _axes(f"{report.what}: reliability, ECE {report.ece or 0:.4f}\n{_of(report)}")
     bins = report.reliability.bins if report.reliability is not None else []
@@ -141,7 +147,7 @@ def reliability(report: Report) -> Figure:
     return figure
 
 
-def selective(report: Report) -> Figure:
+def selective(report: FullReport) -> Figure:
     """Accuracy over the share of tiles answered, the surest first."""
     figure, axes = _axes(f"{report.what}: selective accuracy\n{_of(report)}")
     points = report.selective.points if report.selective is not None else []
@@ -165,7 +171,7 @@ def attempts(report: Report) -> Figure:
     return figure
 
 
-def spectra(report: Report) -> Figure:
+def spectra(report: FullReport) -> Figure:
     """Radial power spectra of generated and of real tiles, a panel for each tissue."""
     figure = Figure(figsize=(8.0, 7.0), layout="constrained")
     figure.suptitle(f"{report.what}: radial power spectrum\n{_of(report)}", fontsize=9)

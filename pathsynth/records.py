@@ -304,6 +304,15 @@ class Report(Record):
     model: str
     baselines: dict[str, float] | None = None
     attempts: dict[str, int] | None = Field(default=None, description="Proposals of the loop by tissue.")
+
+    def headline_figures(self) -> "Report":
+        """The report without the further figures of a `FullReport`."""
+        return Report(**{name: getattr(self, name) for name in Report.model_fields})
+
+
+class FullReport(Report):
+    """An evaluation with further figures, as it ships with the weights; those not measured are null."""
+
     selective: Selective | None = None
     reliability: Reliability | None = None
     stress: Stress | None = None
@@ -320,6 +329,8 @@ class Report(Record):
 def further_figures(report: Report) -> dict[str, float]:
     """One line for each further figure of a report, by a name for a person; the report has all of them."""
     lines: dict[str, float] = {}
+    if not isinstance(report, FullReport):
+        return lines
     if report.stress is not None:
         lines |= {f"accuracy, {name}": value for name, value in report.stress.accuracy.items()}
     if report.outside is not None:

@@ -25,6 +25,7 @@ from pathsynth.records import (
     MAX_SEED,
     AttemptRecord,
     Classification,
+    FullReport,
     GenerationResult,
     Report,
     TileRecord,
@@ -292,7 +293,7 @@ class Studio:
         with self._models:
             return evaluate_validator(self._validator, tiles, self.model, progress)
 
-    def study_validator(self, split: Literal["val", "test"], progress: Progress | None = None) -> Report:
+    def study_validator(self, split: Literal["val", "test"], progress: Progress | None = None) -> FullReport:
         """As `evaluate_validator`, with baselines, stress and out-of-distribution figures; takes minutes.
 
         Raises:
@@ -323,33 +324,37 @@ class Studio:
 
             return first_tiles(propose, per_class, seed, self.model, progress)
 
-    def study_generator(
-        self, tiles: "FirstTiles", full: bool, judge: bool, progress: Progress | None = None
+    def evaluate_tiles(
+        self, tiles: "FirstTiles", judge: bool = False, progress: Progress | None = None
     ) -> Report:
-        """As `evaluate_generator`, of tiles made before. With `full`, everything that compares them with real
-        ones too, which takes an hour or more; a judge, where the weights have one, is then always asked.
+        """As `evaluate_generator`, of tiles made before."""
+        from pathsynth.evaluate import report_on_tiles
+
+        judging = self._judge if judge else None
+        with self._models:
+            return report_on_tiles(tiles, self._validator, judging, progress)
+
+    def study_generator(self, tiles: "FirstTiles", progress: Progress | None = None) -> FullReport:
+        """As `evaluate_tiles`, with everything that compares the tiles with real ones, which takes an hour or
+        more. The judge is asked where the weights have one.
 
         Raises:
-            DataError: PathMNIST is not there, and `full` was asked for.
+            DataError: PathMNIST is not there.
             RequestError: there are too few tiles.
         """
         from pathsynth.data import load_split
         from pathsynth.evaluate import RealTiles, further_generator_figures, report_on_tiles
 
-        real = RealTiles(load_split("train"), load_split("val"), load_split("test")) if full else None
-        judging = self._judge if judge or (full and self.weights.has("judge")) else None
+        real = RealTiles(load_split("train"), load_split("val"), load_split("test"))
+        judge = self._judge if self.weights.has("judge") else None
 
         def described(tissue: Tissue, description: str, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
             context = self._generator.context_of(tissue, description, lambda: self._encoder)
             return np.stack([to_native(tile) for tile in self._generator.propose(context, seeds)])
 
         with self._models:
-            report = report_on_tiles(tiles, self._validator, judging, progress)
-            if real is None:
-                return report
-            return further_generator_figures(
-                report, tiles, real, self._validator, judging, described, progress
-            )
+            report = report_on_tiles(tiles, self._validator, judge, progress)
+            return further_generator_figures(report, tiles, real, self._validator, judge, described, progress)
 
     def evaluate_generator(
         self,
@@ -413,7 +418,7 @@ class Studio:
         """A report that ships with the weights: validator-val, validator-test or generator."""
         path = self.weights.path(f"reports/{name}.json")
         try:
-            report = Report.model_validate_json(path.read_bytes())
+            report = FullReport.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise WeightsError(f"These weights carry no readable report named {name}.") from error
         return report.model_copy(update={"source": "committed report"})

@@ -59,7 +59,7 @@ def evaluate(
     committed = f"validator-{split}" if what == "validator" else "generator"
     try:
         if what == "validator":
-            return studio.evaluate_validator(split, timed_progress), None
+            return studio.evaluate_validator(split, timed_progress).headline_figures(), None
         return studio.evaluate_generator(per_class, seed, timed_progress, check_cancelled=within_budget), None
     except DataError as error:
         reason = str(error)
@@ -68,7 +68,7 @@ def evaluate(
             f"A measurement did not end within the {TIME_BUDGET:.0f} s of a call; "
             f"`pathsynth evaluate {what}` has no such limit."
         )
-    return studio.committed_report(committed), reason
+    return studio.committed_report(committed).headline_figures(), reason
 
 
 def register(server: MCPServer, studio: Studio) -> None:

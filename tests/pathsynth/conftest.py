@@ -1,11 +1,21 @@
 """What is slow to make, once for all tests of the library."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from pathsynth.text import TextEncoder, TissueResolver
 from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    """accelerate keeps the precision of the first run of a process; the runs of the tests have several."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,7 @@ def test_the_interval_of_a_perfect_classifier_is_one_point() -> None:
     assert bootstrap_interval(true, true, accuracy) == (1, 1)
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_rows_of_the_confusion_are_true_and_columns_are_named() -> None:
     report = evaluate_validator(Told(first_as_last), split(), "a model")
     confusion = np.array(report.confusion)
@@ -134,6 +135,7 @@ def test_figures_of_a_tissue_are_its_own() -> None:
     assert report.ci95[0] < report.accuracy < report.ci95[1]
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_a_report_names_its_split_data_model_and_size() -> None:
     tiles = split()
     report = evaluate_validator(Told(), tiles, "a model")
@@ -142,6 +144,7 @@ def test_a_report_names_its_split_data_model_and_size() -> None:
     assert report.headline == "accuracy"
 
 
+@pytest.mark.usefixtures("few_samples")
 @pytest.mark.parametrize(
     ("confidence", "mistake", "gap"), [(0.92, lambda i: i, 0.08), (0.6, lambda i: 0, 0.6 - 1 / 9)]
 )

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -12,6 +12,7 @@ from pathsynth.modelcard import PAPER_FIGURES, write_model_card
 from pathsynth.records import (
     AdapterSettings,
     Comparison,
+    FullReport,
     Memorisation,
     Outside,
     OutsideSet,
@@ -22,7 +23,12 @@ from pathsynth.records import (
 )
 from pathsynth.tissues import CODES, TISSUES
 from pathsynth.weights import Weights, write_manifest
-from tests.fakes import report
+from tests import fakes
+
+
+def report(what: Literal["validator", "generator"], n: int = 90, **fields: object) -> FullReport:
+    """A consistent report with the further figures given."""
+    return FullReport.model_validate(fakes.report(what, n).model_dump() | fields)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +37,18 @@ from pathsynth.realism import (
     structure,
     symmetries,
 )
-from pathsynth.records import AdapterSettings, Report, further_figures
+from pathsynth.records import AdapterSettings, FullReport, further_figures
 from pathsynth.tissues import CODES, TISSUES, Tissue
-from tests.fakes import report
+from tests import fakes
 
 Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+
+def report(what: Literal["validator", "generator"], n: int = 90, **fields: object) -> FullReport:
+    """A consistent report with the further figures given."""
+    return FullReport.model_validate(fakes.report(what, n).model_dump() | fields)
 
 
 def gaussian(count: int, seed: int, mean: float = 0.0, scale: float = 1.0, width: int = 6) -> FloatArray:
@@ -508,7 +514,7 @@ def test_a_file_that_holds_no_tiles_is_refused(tmp_path: Path, content: bytes) -
 
 
 @pytest.fixture
-def studied() -> Report:
+def studied() -> FullReport:
     """A report of a generator with further figures, measured on arrays."""
     val, made = split_of("val", 24, 0), split_of("val", 12, 1)
     sets = Sets.draw(made.images, made.labels, val, 0)
@@ -520,11 +526,11 @@ def studied() -> Report:
     )
 
 
-def test_further_figures_survive_the_file_they_are_kept_in(studied: Report) -> None:
-    assert Report.model_validate_json(studied.model_dump_json(exclude_none=True)) == studied
+def test_further_figures_survive_the_file_they_are_kept_in(studied: FullReport) -> None:
+    assert FullReport.model_validate_json(studied.model_dump_json(exclude_none=True)) == studied
 
 
-def test_a_person_sees_a_line_for_each_further_figure(studied: Report) -> None:
+def test_a_person_sees_a_line_for_each_further_figure(studied: FullReport) -> None:
     lines = further_figures(studied)
     assert lines["coverage, colours of the quarters"] == (studied.realism or [])[0].generated.coverage
     assert "fid, colours of the quarters, real against real" in lines
@@ -532,7 +538,7 @@ def test_a_person_sees_a_line_for_each_further_figure(studied: Report) -> None:
     assert further_figures(report("generator")) == {}
 
 
-def test_plots_are_written_for_the_figures_that_are_there(studied: Report, tmp_path: Path) -> None:
+def test_plots_are_written_for_the_figures_that_are_there(studied: FullReport, tmp_path: Path) -> None:
     names = sorted(path.name for path in write_plots(studied, tmp_path / "plots"))
     assert names == ["attempts-generator.png", "confusion-generator.png", "spectra-generator.png"]
     assert [path.name for path in write_plots(report("validator"), tmp_path)] == [

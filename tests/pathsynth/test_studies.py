@@ -17,7 +17,7 @@ from pathsynth import cli, data, probes, realism, robustness
 from pathsynth.attributes import ATTRIBUTES
 from pathsynth.data import Split, SplitName
 from pathsynth.errors import WeightsError
-from pathsynth.records import Report
+from pathsynth.records import FullReport, Report
 from pathsynth.studio import Studio
 from pathsynth.tissues import CODES, TISSUES, Tissue
 from pathsynth.validator import Validator
@@ -111,12 +111,13 @@ def test_a_full_study_of_the_validator_has_every_further_figure(studio: Untraine
     assert report.stress.accuracy["unchanged"] == report.accuracy
     assert report.baselines is not None
     assert len(report.baselines) == 2
-    assert Report.model_validate_json(report.model_dump_json(exclude_none=True)) == report
+    assert FullReport.model_validate_json(report.model_dump_json(exclude_none=True)) == report
     assert {message.split(":")[0] for message in heard} >= {"Baseline", "Out of distribution", "Stress"}
 
 
 def test_a_short_evaluation_has_only_what_costs_nothing(studio: Untrained) -> None:
     report = studio.evaluate_validator("val")
+    assert isinstance(report, FullReport)
     assert report.reliability is not None
     assert report.selective is not None
     assert (report.stress, report.outside, report.baselines) == (None, None, None)
@@ -124,7 +125,7 @@ def test_a_short_evaluation_has_only_what_costs_nothing(studio: Untrained) -> No
 
 def test_a_full_study_of_the_generator_has_every_further_figure(studio: Untrained) -> None:
     tiles = studio.first_tiles(12, 500)
-    report = studio.study_generator(tiles, full=True, judge=False)
+    report = studio.study_generator(tiles)
     assert report.macro_f1_judge is not None
     assert (report.n, report.seed, report.model) == (108, 500, studio.model)
     (space,) = report.realism or []
@@ -140,11 +141,11 @@ def test_a_full_study_of_the_generator_has_every_further_figure(studio: Untraine
     assert report.fidelity.n == 54
     for figure in (space, report.transfer, report.structure, report.real_or_generated, report.fidelity):
         assert (figure.seed, figure.model) == (500, studio.model)
-    assert Report.model_validate_json(report.model_dump_json(exclude_none=True)) == report
+    assert FullReport.model_validate_json(report.model_dump_json(exclude_none=True)) == report
 
 
 def test_descriptions_are_asked_for_the_way_a_user_asks(studio: Untrained) -> None:
-    studio.study_generator(studio.first_tiles(10, 0), full=True, judge=False)
+    studio.study_generator(studio.first_tiles(10, 0))
     painter: Any = studio.__dict__["_generator"]
     described = painter.descriptions[len(TISSUES) :]
     assert len(described) == 54
@@ -154,7 +155,7 @@ def test_descriptions_are_asked_for_the_way_a_user_asks(studio: Untrained) -> No
 
 def test_without_a_judge_the_validator_takes_its_place_by_name(studio: Untrained) -> None:
     studio.__dict__["weights"] = Listing(judged=False)
-    report = studio.study_generator(studio.first_tiles(10, 0), full=True, judge=False)
+    report = studio.study_generator(studio.first_tiles(10, 0))
     assert report.macro_f1_judge is None
     assert [each.space for each in report.realism or []] == [
         "validator, for want of a judge, penultimate layer (resnet18)"
@@ -165,11 +166,11 @@ def test_asking_for_a_judge_that_is_not_there_fails_before_the_work(studio: Untr
     studio.__dict__["weights"] = Listing(judged=False)
     del studio.__dict__["_judge"]
     with pytest.raises(WeightsError, match="no judge"):
-        studio.study_generator(studio.first_tiles(10, 0), full=False, judge=True)
+        studio.evaluate_tiles(studio.first_tiles(10, 0), judge=True)
 
 
 def test_a_study_of_kept_tiles_says_the_same_as_an_evaluation(studio: Untrained) -> None:
-    kept = studio.study_generator(studio.first_tiles(3, 7), full=False, judge=True)
+    kept = studio.evaluate_tiles(studio.first_tiles(3, 7), judge=True)
     made = studio.evaluate_generator(3, 7, judge=True)
     assert kept.model_copy(update={"seconds": 0.0}) == made.model_copy(update={"seconds": 0.0})
 
@@ -188,7 +189,7 @@ def test_the_command_keeps_tiles_writes_pictures_and_answers_the_full_report(
     command = ["evaluate", "generator", "--per-class", "10", "--tiles", str(tiles), "--json"]
     code, out, _ = run([*command, "--full", "--plots", str(plots)], capsys)
     assert code == 0
-    full = Report.model_validate(json.loads(out))
+    full = FullReport.model_validate(json.loads(out))
     assert full.realism is not None
     assert {path.name for path in plots.iterdir()} == {
         "confusion-generator.png",

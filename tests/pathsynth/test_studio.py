@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pathsynth import evaluate
 from pathsynth.errors import ImageError, PathSynthError, RequestError, StoreError, WeightsError
 from pathsynth.images import encode_png
 from pathsynth.records import MAX_COUNT, MAX_DESCRIPTION, MAX_SEED, AttemptRecord, TileRecord
@@ -328,7 +329,8 @@ def test_an_image_that_cannot_be_classified_is_said(studio: Studio) -> None:
     sentence(caught)
 
 
-def test_first_tiles_are_measured_unfiltered(studio: Studio) -> None:
+def test_first_tiles_are_measured_unfiltered(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "BOOTSTRAP_SAMPLES", 20)
     report = studio.evaluate_generator(per_class=1, seed=3)
     assert report.n == 9
     assert report.accuracy == pytest.approx(1 / 9)
