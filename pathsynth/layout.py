@@ -36,7 +36,7 @@ def predict_velocity(
 ) -> torch.Tensor:
     """Velocity (N, 3, 28, 28) of noisy tiles at times (N,) in [0, 1000], where 1000 is pure noise."""
     folded = F.pixel_unshuffle(noisy, fold) if fold > 1 else noisy
-    pooled = context.states.sum(1) / context.mask.sum(1, keepdim=True)
+    pooled = (context.states * context.mask.unsqueeze(2)).sum(1)
     velocity = unet(
         folded,
         time,

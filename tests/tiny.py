@@ -35,6 +35,8 @@ def unet_config(fold: int = 1) -> dict[str, Any]:
         "cross_attention_dim": CONTEXT_WIDTH,
         "attention_head_dim": 2,
         "norm_num_groups": 4,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": CONTEXT_WIDTH,
     }
 
 

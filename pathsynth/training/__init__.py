@@ -89,7 +89,8 @@ def start(
         task = ValidatorTask(settings)
     elif kind == "base":
         settings = read_config(config, BaseConfig)
-        task = BaseTask(settings)
+        initial = settings.initial and out.absolute().parent / settings.initial
+        task = BaseTask(settings.model_copy(update={"initial": initial}))
     elif kind == "lora":
         from pathsynth.generator import load_pipeline
         from pathsynth.weights import Weights

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
+from pathsynth import evaluate
 from pathsynth.text import TextEncoder, TissueResolver
 from tests import tiny
 
@@ -35,3 +36,9 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, encoder: TextEncoder)
     folder = tmp_path_factory.mktemp("tiny") / "weights"
     tiny.write_weights(folder, encoder)
     return folder
+
+
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short bootstrap, where the interval is not what is tested."""
+    monkeypatch.setattr(evaluate, "BOOTSTRAP_SAMPLES", 20)

@@ -9,7 +9,6 @@ import torch
 from sklearn.metrics import f1_score
 from torch import nn
 
-from pathsynth import evaluate
 from pathsynth.data import Split
 from pathsynth.evaluate import (
     accuracy,
@@ -25,12 +24,6 @@ from pathsynth.validator import Prediction, Validator
 
 Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-
-
-@pytest.fixture
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short bootstrap, where the interval is not what is tested."""
-    monkeypatch.setattr(evaluate, "BOOTSTRAP_SAMPLES", 20)
 
 
 class Told(Validator):

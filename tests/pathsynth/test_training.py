@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
 from pydantic import BaseModel
 from torch import nn
 from torch.nn import functional as F
@@ -16,14 +17,21 @@ from torch.nn import functional as F
 from pathsynth.data import Split
 from pathsynth.errors import TrainingError
 from pathsynth.generator import load_pipeline
-from pathsynth.layout import LORA_FILE
+from pathsynth.layout import LORA_FILE, new_pipeline, predict_velocity
 from pathsynth.text import TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training import read_config, start
 from pathsynth.training.augment import dihedral, vary_stain
 from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig, Run, Task, TrainState, run
-from pathsynth.training.layout import BaseConfig, BaseTask, FlowConfig, LoraConfig, LoraTask
+from pathsynth.training.layout import (
+    BaseConfig,
+    BaseTask,
+    FlowConfig,
+    LoraConfig,
+    LoraTask,
+    use_summed_weights,
+)
 from pathsynth.training.validator import ValidatorConfig, best_temperature, calibrate
 from pathsynth.validator import to_model_range
 from tests import tiny
@@ -364,6 +372,57 @@ def test_a_base_trains_from_scratch_and_loads_as_a_pipeline(encoder: TextEncoder
     pixels = to_model_range(train.images)
     assert list(pipeline.config.data_mean) == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-5)
     assert pipeline.standardise(pixels).std() == pytest.approx(1, abs=0.1)
+
+
+def test_a_base_starts_from_a_trained_one_without_class_embedding(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    plain = {name: value for name, value in tiny.unet_config().items() if "class_embed" not in name}
+    trained = new_pipeline(plain, (0.4, 0.1, 0.3), (0.5, 0.5, 0.5))
+    trained.save_pretrained(tmp_path)
+    config = BaseConfig(kind="base", optim=FLOW, unet=tiny.unet_config(), initial=tmp_path)
+    task = BaseTask(config, tiny.split("train", 36), tiny.split("val", 18, seed=1), encoder)
+    noisy = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    inputs = (1, noisy, torch.tensor([10.0, 900.0]), tiny.contexts(2))
+    with torch.no_grad():
+        before = predict_velocity(trained.unet, *inputs)
+        assert torch.allclose(predict_velocity(task.model, *inputs), before, atol=1e-5)
+    assert [state.step for state in Run(task, FLOW).steps()] == [1, 2]
+    with torch.no_grad():
+        assert not torch.allclose(predict_velocity(task.model, *inputs), before, atol=1e-3)
+
+
+def test_a_base_does_not_start_from_another_network(encoder: TextEncoder, tmp_path: Path) -> None:
+    tiny.pipeline().save_pretrained(tmp_path)
+    wider = tiny.unet_config() | {"block_out_channels": (12, 16)}
+    config = BaseConfig(kind="base", optim=FLOW, unet=wider, initial=tmp_path)
+    with pytest.raises(TrainingError, match="`initial`") as caught:
+        BaseTask(config, tiny.split("train", 36), tiny.split("val", 18, seed=1), encoder)
+    sentence(caught)
+
+
+def test_summed_weights_are_the_same_adapter_and_get_the_same_gradients() -> None:
+    noisy = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    inputs = (1, noisy, torch.tensor([10.0, 900.0]), tiny.contexts(2))
+    found = []
+    for summed in (False, True):
+        unet = tiny.pipeline().unet
+        unet.requires_grad_(False)
+        torch.manual_seed(3)
+        unet.add_adapter(
+            PeftLoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "conv1"], init_lora_weights=False)
+        )
+        if summed:
+            use_summed_weights(unet)
+        velocity = predict_velocity(unet, *inputs)
+        velocity.square().mean().backward()
+        gradients = {name: w.grad for name, w in unet.named_parameters() if w.grad is not None}
+        found.append((velocity, gradients))
+    (plain, expected), (quick, gradients) = found
+    assert torch.allclose(quick, plain, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    assert any("lora_A" in name for name in gradients)
+    assert all(torch.allclose(gradients[name], grad, atol=1e-6) for name, grad in expected.items())
 
 
 def lora_config(**fields: Any) -> LoraConfig:

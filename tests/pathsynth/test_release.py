@@ -1,0 +1,108 @@
+"""Putting finished runs together as a weights folder, and measuring it, with models of toy size."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pathsynth import data
+from pathsynth.data import Split, SplitName
+from pathsynth.records import Report
+from pathsynth.studio import Studio
+from pathsynth.tissues import CODES
+from pathsynth.training import RUN_FILE, release
+from pathsynth.weights import Weights
+from tests import tiny
+
+
+def run_of(folder: Path, source: Path, part: str, **record: object) -> Path:
+    """A finished run that made `part` as it is in `source`."""
+    shutil.copytree(source, folder / part)
+    (folder / RUN_FILE).write_text(json.dumps({"config": record, "data": "abc", "result": {"step": 3}}))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny_weights: Path) -> dict[str, Path]:
+    """Finished runs of validator, base and adapter."""
+    return {
+        "validator": run_of(tmp_path / "v", tiny_weights / "validator", "validator", kind="validator"),
+        "base": run_of(tmp_path / "b", tiny_weights / "layout", "layout", kind="base"),
+        "adapter": run_of(tmp_path / "l", tiny_weights / "lora" / "default", "lora", kind="lora"),
+    }
+
+
+def arguments(weights: Path, runs: dict[str, Path]) -> list[str]:
+    return [
+        str(weights),
+        "--validator",
+        str(runs["validator"]),
+        "--base",
+        str(runs["base"]),
+        "--adapter",
+        f"default={runs['adapter']}",
+        "--steps",
+        "2",
+        "--guidance",
+        "1.5",
+    ]
+
+
+def split(name: SplitName, size: int = 28, root: Path | None = None) -> Split:
+    return tiny.split(name, 360 if name == "train" else 90)
+
+
+def test_copied_runs_are_weights_that_say_how_they_were_trained(
+    tmp_path: Path, runs: dict[str, Path]
+) -> None:
+    target = tmp_path / "weights"
+    assert release.main([*arguments(target, runs), "--only-copy"]) == 0
+    weights = Weights(target)
+    assert weights.manifest.components["validator"]["config"] == {"kind": "validator"}
+    assert weights.manifest.components["lora/default"]["sampling"] == {"steps": 2, "guidance": 1.5}
+    assert weights.manifest.components["layout"]["result"] == {"step": 3}
+    assert not (target / "reports").exists()
+
+
+def test_a_model_that_is_not_named_stays(tmp_path: Path, runs: dict[str, Path]) -> None:
+    target = tmp_path / "weights"
+    assert release.main([*arguments(target, runs), "--only-copy"]) == 0
+    before = Weights(target).manifest
+    other = runs["adapter"] / "lora" / "pytorch_lora_weights.safetensors"
+    other.write_bytes(b"another")
+    assert release.main([str(target), "--adapter", f"default={runs['adapter']}", "--only-copy"]) == 0
+    after = Weights(target).manifest
+    changed = {name for name, entry in after.files.items() if before.files[name] != entry}
+    assert changed == {"lora/default/pytorch_lora_weights.safetensors", "lora/default/settings.json"}
+    assert after.components["validator"] == before.components["validator"]
+
+
+def test_an_unfinished_run_is_refused(
+    tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs["base"] / RUN_FILE).unlink()
+    assert release.main([*arguments(tmp_path / "weights", runs), "--only-copy"]) == 1
+    assert "holds no finished training run" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_release_measures_itself(
+    tmp_path: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "load_split", split)
+    monkeypatch.setattr(release, "load_split", split)
+    monkeypatch.setattr(release, "SHEET_ATTEMPTS", 1)
+    monkeypatch.setattr(release, "SHEET_COLUMNS", 1)
+    target = tmp_path / "weights"
+    assert release.main([*arguments(target, runs), "--near-copies", "--per-class", "2"]) == 0
+    studio = Studio(target, tmp_path / "home")
+    assert studio.weights.has("near-copies")
+    for name in ("validator-val", "validator-test", "generator"):
+        assert studio.committed_report(name).model == studio.model
+    generator = Report.model_validate_json((target / "reports" / "generator.json").read_bytes())
+    assert generator.n == 2 * len(CODES)
+    with Image.open(target / release.SHEET_FILE) as sheet:
+        assert sheet.width > sheet.height // 3
+    assert studio.model in (target / "MODEL_CARD.md").read_text()
