@@ -58,7 +58,7 @@ class Generator:
         """
         pipeline = load_pipeline(weights.path("layout"))
         adapter = weights.path("lora/default")
-        with loading(adapter):
+        with loading(adapter), _quiet_diffusers():
             pipeline.load_lora_weights(adapter)
             pipeline.unet.fuse_lora()
             pipeline.unet.unload_lora()
@@ -117,10 +117,12 @@ def load_pipeline(folder: Path) -> LayoutPipeline:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Keep diffusers from drawing a bar for every part that it loads, and from warning of what is checked."""
+    """Keep diffusers from drawing a bar for every part that it loads, from warning of what is checked, and
+    from logging what it raises as well.
+    """
     had_bar, verbosity = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
     diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
     try:
         yield
     finally:

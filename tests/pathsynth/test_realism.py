@@ -336,13 +336,13 @@ def test_the_transfer_score_is_high_for_right_tiles_and_nothing_for_swapped_ones
         0,
         "abc",
         lambda *each: heard.append(each),
-        steps=40,
+        steps=100,
     )
-    assert found.real > 0.9
+    assert found.real > 0.8
     assert found.synthetic < 0.35  # the middle tissue alone keeps its colour
     assert found.ratio == pytest.approx(found.synthetic / found.real)
     assert found.recall_synthetic[CODES[0]] < 0.5
-    assert (found.split, found.n, found.trained_on, found.steps) == ("test", 90, 90, 40)
+    assert (found.split, found.n, found.trained_on, found.steps) == ("test", 90, 90, 100)
     assert {message for _, _, message in heard} == {
         "Training on generated tiles: 90 tiles",
         "Training on real tiles: 90 tiles",
