@@ -90,7 +90,13 @@ def start(
     elif kind == "base":
         settings = read_config(config, BaseConfig)
         initial = settings.initial and out.absolute().parent / settings.initial
-        task = BaseTask(settings.model_copy(update={"initial": initial}))
+        classifier = None
+        if settings.alignment is not None:
+            from pathsynth.validator import Validator
+            from pathsynth.weights import Weights
+
+            classifier = Validator.load(Weights().path("validator")).model
+        task = BaseTask(settings.model_copy(update={"initial": initial}), classifier=classifier)
     elif kind == "lora":
         from pathsynth.generator import load_pipeline
         from pathsynth.weights import Weights

@@ -13,13 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.lora import LoraLayer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from pathsynth.attributes import caption, phrases
 from pathsynth.data import Split, load_split
@@ -48,6 +50,20 @@ class FlowConfig(BaseModel):
     keep_attribute: float = Field(default=0.6, ge=0, le=1)
 
 
+class AlignmentConfig(BaseModel):
+    """How the middle of the network is drawn towards what a classifier sees in the clean tile (Yu et al.,
+    *Representation Alignment for Generation*, 2025).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(gt=0, description="Weight of one minus the cosine beside the flow-matching loss.")
+    width: int = Field(default=384, gt=0, description="Hidden channels of the projection.")
+    layers: list[str] = Field(
+        default=["layer2", "layer3"], min_length=1, description="Layers of the classifier to predict."
+    )
+
+
 class BaseConfig(BaseModel):
     """A base run: the network, from scratch."""
 
@@ -61,6 +77,7 @@ class BaseConfig(BaseModel):
         description="Folder of a saved layout pipeline to start from, seen from the folder that holds that "
         "of the run; a class embedding it lacks starts without effect.",
     )
+    alignment: AlignmentConfig | None = None
     unet: dict[str, Any]
 
 
@@ -79,6 +96,18 @@ class LoraConfig(BaseModel):
     alpha: int = Field(gt=0)
     target_modules: list[str]
     prompt_style: PromptStyle = "domain+attributes"
+    tissue_weights: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Code -> how much more often tiles of that tissue are drawn than they occur; 1 if none "
+        "is given.",
+    )
+
+    @field_validator("tissue_weights")
+    @classmethod
+    def _known_tissues(cls, weights: dict[str, float]) -> dict[str, float]:
+        if unknown := weights.keys() - {tissue.code for tissue in TISSUES}:
+            raise ValueError(f"names no tissue: {min(unknown)}")
+        return weights
 
 
 @dataclass(frozen=True)
@@ -126,8 +155,11 @@ class FlowTask:
         """Tiles under a random symmetry of the square, with their captions; attributes are measured after
         the symmetry.
         """
-        chosen = torch.randint(len(self.train), (size,), generator=generator).numpy()
-        return self._batch_of(self.train, chosen, generator)
+        return self._batch_of(self.train, self.draw(size, generator), generator)
+
+    def draw(self, size: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+        """Indices (size,) of the training tiles of a batch."""
+        return torch.randint(len(self.train), (size,), generator=generator).numpy()
 
     def _batch_of(self, split: Split, chosen: npt.NDArray[np.int64], generator: torch.Generator) -> FlowBatch:
         turned = dihedral(torch.from_numpy(split.images[chosen]).permute(0, 3, 1, 2), generator)
@@ -164,8 +196,39 @@ class FlowTask:
         return {"val_loss": sum(losses) / len(losses)}
 
 
+class AlignedUnet(nn.Module):
+    """A U-Net that also says what it expects a classifier to see: `seen` (N, F, h, w) holds, after each
+    forward pass, a projection of its middle features.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, width: int, features: int) -> None:
+        super().__init__()
+        self.unet = unet
+        channels = int(unet.config.block_out_channels[-1])
+        self.projection = nn.Sequential(
+            nn.Conv2d(channels, width, 1), nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(),
+            nn.Conv2d(width, features, 1),
+        )  # fmt: skip
+        self.seen = torch.empty(0)
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """As the U-Net's."""
+        middle: list[torch.Tensor] = []
+        hook = self.unet.mid_block.register_forward_hook(lambda module, inputs, output: middle.append(output))
+        try:
+            result = self.unet(*args, **options)
+        finally:
+            hook.remove()
+        self.seen = self.projection(middle[0])
+        return result
+
+
 class BaseTask(FlowTask):
-    """The base: every weight trainable, captions of measured attributes only."""
+    """The base: every weight trainable, captions of measured attributes only.
+
+    With `alignment`, `classifier` is the network whose features the middle of the U-Net learns to predict; it
+    stays as it is, and neither it nor the projection is part of what is saved.
+    """
 
     def __init__(
         self,
@@ -173,6 +236,7 @@ class BaseTask(FlowTask):
         train: Split | None = None,
         val: Split | None = None,
         encoder: TextEncoder | None = None,
+        classifier: nn.Module | None = None,
     ) -> None:
         torch.manual_seed(config.optim.seed)
         train = train or load_split("train")
@@ -184,10 +248,36 @@ class BaseTask(FlowTask):
         if config.initial is not None:
             start_from(pipeline, load_pipeline(config.initial))
         super().__init__(pipeline, config.flow, train, val, encoder or TextEncoder())
+        self.alignment = config.alignment
+        if self.alignment is not None:
+            if classifier is None:
+                raise TrainingError("`alignment` needs a classifier; train the validator first.")
+            self.classifier = create_feature_extractor(
+                classifier.eval().requires_grad_(False), self.alignment.layers
+            )
+            features = sum(seen.shape[1] for seen in self.classifier(sample[:2]).values())
+            self.model = AlignedUnet(pipeline.unet, self.alignment.width, features)
+
+    def loss(self, model: nn.Module, batch: FlowBatch, generator: torch.Generator) -> torch.Tensor:
+        """The flow-matching loss, and with `alignment` the distance to the classifier's features."""
+        flow = super().loss(model, batch, generator)
+        if self.alignment is None or not model.training:
+            return flow
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            targets = self.classifier(batch.tiles.to(device))
+        [seen] = [module.seen for module in model.modules() if isinstance(module, AlignedUnet)]
+        parts = seen.split([target.shape[1] for target in targets.values()], 1)
+        distances = []
+        for target, part in zip(targets.values(), parts, strict=True):
+            pooled = F.adaptive_avg_pool2d(part, target.shape[2:])
+            distances.append(1 - F.cosine_similarity(pooled.float(), target.float(), dim=1).mean())
+        return flow + self.alignment.weight * torch.stack(distances).mean()
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The averaged pipeline in half precision, as diffusers writes it."""
-        self.pipeline.unet.load_state_dict(model.state_dict())
+        unet = model.unet if isinstance(model, AlignedUnet) else model
+        self.pipeline.unet.load_state_dict(unet.state_dict())
         self.pipeline.to(dtype=torch.float16)
         self.pipeline.save_pretrained(folder / "layout")
         self.pipeline.to(dtype=torch.float32)
@@ -264,6 +354,13 @@ class LoraTask(FlowTask):
             val or load_split("val"),
             encoder or TextEncoder(),
         )
+        of_tissue = [config.tissue_weights.get(tissue.code, 1.0) for tissue in TISSUES]
+        self._cumulative = np.cumsum(np.take(of_tissue, self.train.labels))
+
+    def draw(self, size: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+        """Indices (size,) of the training tiles of a batch, tissues as often as `tissue_weights` says."""
+        at = torch.rand(size, generator=generator, dtype=torch.float64).numpy() * self._cumulative[-1]
+        return np.searchsorted(self._cumulative, at, side="right")
 
     def describe(
         self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from pathsynth.training.augment import dihedral, vary_stain
 from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig, Run, Task, TrainState, run
 from pathsynth.training.layout import (
+    AlignmentConfig,
     BaseConfig,
     BaseTask,
     FlowConfig,
@@ -401,6 +403,65 @@ def test_a_base_does_not_start_from_another_network(encoder: TextEncoder, tmp_pa
     sentence(caught)
 
 
+ALIGNED = BaseConfig(
+    kind="base",
+    optim=FLOW,
+    unet=tiny.unet_config(),
+    alignment=AlignmentConfig(weight=0.5, width=8, layers=["block1", "block2"]),
+)
+
+
+def aligned_task(encoder: TextEncoder) -> BaseTask:
+    torch.manual_seed(4)
+    small = nn.Sequential(
+        OrderedDict(block1=nn.Conv2d(3, 5, 7, stride=4), block2=nn.Conv2d(5, 6, 3, stride=2, padding=1))
+    )
+    return BaseTask(
+        ALIGNED, tiny.split("train", 36), tiny.split("val", 18, seed=1), encoder, classifier=small
+    )
+
+
+def test_an_aligned_base_draws_its_middle_to_the_classifier_and_saves_the_network_alone(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    task = aligned_task(encoder)
+    frozen = {name: weight.clone() for name, weight in task.classifier.state_dict().items()}
+    longer = FLOW.model_copy(update={"steps": 12})
+    batch = task.batch(8, torch.Generator().manual_seed(0))
+
+    def distance(model: nn.Module) -> float:
+        """What alignment adds to the loss of one batch."""
+        with torch.no_grad():
+            both = task.loss(model.train(), batch, torch.Generator().manual_seed(0))
+            return float(both - task.loss(model.eval(), batch, torch.Generator().manual_seed(0)))
+
+    before = distance(task.model)
+    runner = Run(task, longer)
+    for _ in runner.steps():
+        pass
+    assert distance(runner.model) < before
+    assert same(task.classifier.state_dict(), frozen)
+    task.save(runner.averaged, tmp_path)
+    stored = load_pipeline(tmp_path / "layout").unet.state_dict()
+    averaged = runner.averaged.get_submodule("unet").state_dict()
+    assert stored.keys() == averaged.keys()
+    assert all(torch.allclose(stored[name], weight, atol=1e-3) for name, weight in averaged.items())
+
+
+def test_an_aligned_base_resumes_as_it_was(encoder: TextEncoder, tmp_path: Path) -> None:
+    run(aligned_task(encoder), FLOW, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(aligned_task(encoder), FLOW, tmp_path / "parts", report=interrupt_at(1))
+    run(aligned_task(encoder), FLOW, tmp_path / "parts", resume=True)
+    assert same(state_of(tmp_path / "parts")["average"], state_of(tmp_path / "whole")["average"])
+
+
+def test_alignment_needs_a_classifier(encoder: TextEncoder) -> None:
+    with pytest.raises(TrainingError, match="needs a classifier") as caught:
+        BaseTask(ALIGNED, tiny.split("train", 36), tiny.split("val", 18, seed=1), encoder)
+    sentence(caught)
+
+
 def test_summed_weights_are_the_same_adapter_and_get_the_same_gradients() -> None:
     noisy = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     inputs = (1, noisy, torch.tensor([10.0, 900.0]), tiny.contexts(2))
@@ -469,6 +530,19 @@ def test_an_adapter_run_resumes_from_its_own_weights_alone(encoder: TextEncoder,
     assert all("lora_" in name for name in saved["model"])
     run(lora_task(encoder), FLOW, tmp_path / "parts", resume=True)
     assert same(state_of(tmp_path / "whole")["model"], state_of(tmp_path / "parts")["model"])
+
+
+def test_tissues_are_drawn_as_often_as_their_weights_say(encoder: TextEncoder) -> None:
+    task = lora_task(encoder, tissue_weights={"NORM": 6, "TUM": 2})
+    drawn = task.train.labels[task.draw(20_000, torch.Generator().manual_seed(0))]
+    share = np.bincount(drawn, minlength=9) / 20_000
+    expected = np.bincount(task.train.labels, minlength=9) * np.array([1, 1, 1, 1, 1, 1, 6, 1, 2])
+    assert share == pytest.approx(expected / expected.sum(), abs=0.02)
+
+
+def test_a_weight_of_no_tissue_is_refused() -> None:
+    with pytest.raises(ValidationError, match="names no tissue: XXX"):
+        lora_config(tissue_weights={"XXX": 2})
 
 
 def test_text_styles_say_label_prompt_or_prompt_and_attributes(encoder: TextEncoder) -> None:
