@@ -360,7 +360,8 @@ class LoraTask(FlowTask):
     def draw(self, size: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
         """Indices (size,) of the training tiles of a batch, tissues as often as `tissue_weights` says."""
         at = torch.rand(size, generator=generator, dtype=torch.float64).numpy() * self._cumulative[-1]
-        return np.searchsorted(self._cumulative, at, side="right")
+        chosen: npt.NDArray[np.int64] = np.searchsorted(self._cumulative, at, side="right")
+        return chosen
 
     def describe(
         self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
