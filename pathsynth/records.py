@@ -74,6 +74,32 @@ class GenerationResult(Record):
     synthetic: Literal[True] = True
 
 
+class SyntheticOrigin(Record):
+    """What tells that an image is one of PathSynth's.
+
+    With `pixels_match` true, or none embedded, the facts are those of the image store; otherwise they are
+    what the file says, and metadata can be copied or forged. Facts in which the tiles of a contact sheet
+    differ are null.
+    """
+
+    how: Literal["embedded", "pixels"] = Field(
+        description="embedded: the file carries PathSynth's provenance record. pixels: it carries none, but "
+        "its pixels are those of a stored image."
+    )
+    pixels_match: bool | None = Field(
+        description="Whether the pixels are those of the stored image; null when it is not stored here."
+    )
+    statement: str
+    image_id: str | None
+    tissue: str | None
+    verified: bool | None
+    confidence: float | None
+    seed: int | None
+    model: str | None
+    description: str | None = None
+    synthetic: Literal[True] = True
+
+
 class Classification(Record):
     """What the validator says of one image."""
 
@@ -88,7 +114,10 @@ class Classification(Record):
     ood_score: float = Field(description="Out-of-distribution score; at or above 1 the image is not trusted.")
     verdict: str = Field(description="One sentence for a person.")
     image_id: str | None = Field(
-        default=None, description="Identity in the image store, when it is one of ours."
+        default=None, description="Identity in the image store, when the pixels are those of a stored image."
+    )
+    synthetic_origin: SyntheticOrigin | None = Field(
+        default=None, description="How the image is known to be one of ours; null says nothing about it."
     )
     model: str
 
