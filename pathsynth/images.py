@@ -55,7 +55,7 @@ _INK: Final = (30, 30, 30)
 
 
 class _DamagedError(ImageError):
-    """The file is an image, but not a whole one."""
+    """The file is no whole image, as far as can be told with the metadata that it has."""
 
 
 def read_image(source: Path | bytes) -> Picture:
@@ -143,7 +143,9 @@ def _header(file: IO[bytes], name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that can be read; give a {_FORMAT_NAMES} image.") from error
+        raise _DamagedError(
+            f"{name} is not an image that can be read; give a {_FORMAT_NAMES} image."
+        ) from error
     except _BROKEN as error:
         raise _DamagedError(_damaged(name)) from error
 

@@ -75,19 +75,15 @@ class GenerationResult(Record):
 
 
 class SyntheticOrigin(Record):
-    """What tells that an image is one of PathSynth's.
+    """What tells that an image is PathSynth's; metadata can be copied or forged."""
 
-    With `pixels_match` true, or none embedded, the facts are those of the image store; otherwise they are
-    what the file says, and metadata can be copied or forged. Facts in which the tiles of a contact sheet
-    differ are null.
-    """
-
+    # With `pixels_match` true the facts are those of the image store, otherwise what the file says. Facts in
+    # which the tiles of a contact sheet differ are null.
     how: Literal["embedded", "pixels"] = Field(
-        description="embedded: the file carries PathSynth's provenance record. pixels: it carries none, but "
-        "its pixels are those of a stored image."
+        description="By the provenance record in the file, or, without one, by the pixels."
     )
     pixels_match: bool | None = Field(
-        description="Whether the pixels are those of the stored image; null when it is not stored here."
+        description="Are they those of the stored image? null: not stored here."
     )
     statement: str
     image_id: str | None
@@ -117,7 +113,7 @@ class Classification(Record):
         default=None, description="Identity in the image store, when the pixels are those of a stored image."
     )
     synthetic_origin: SyntheticOrigin | None = Field(
-        default=None, description="How the image is known to be one of ours; null says nothing about it."
+        default=None, description="Null does not say that the image is real."
     )
     model: str
 
