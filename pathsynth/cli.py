@@ -282,14 +282,20 @@ def _make_folder(folder: Path) -> None:
 
 
 def _files(studio: "Studio", result: GenerationResult, out: Path | None) -> list[Path]:
-    """Where the tiles are: in the store, or copied to `out` as CODE-SEED-ID.png."""
+    """Where the tiles are: in the store, or copied to `out` as CODE-SEED-ID.png, large ones with the visible
+    mark.
+    """
+    from pathsynth.images import encode_png
+    from pathsynth.mark import marked
+    from pathsynth.provenance import provenance_text
+
     files = []
     for tile in result.tiles:
-        path = studio.store.get(tile.image_id).path
+        stored = studio.store.get(tile.image_id)
+        path = stored.path
         if out is not None:
-            copy = out / f"{tile.tissue}-{tile.seed}-{tile.image_id}.png"
-            write_atomically(copy, path.read_bytes())
-            path = copy
+            path = out / f"{tile.tissue}-{tile.seed}-{tile.image_id}.png"
+            write_atomically(path, encode_png(marked(stored.pixels()), provenance_text([stored.record])))
         files.append(path)
     return files
 
@@ -333,7 +339,8 @@ def classify(
                 answer = studio.classify(path, path.name).model_dump(mode="json")
                 if explain is not None and validator is not None:
                     target = explain / f"{done + 1:03d}-{path.stem}-{answer['tissue']}.png"
-                    _explain(validator, path, answer["tissue"], target)
+                    is_ours = answer["synthetic_origin"] is not None
+                    _explain(validator, path, answer["tissue"], target, is_ours=is_ours)
                     answer["explanation"] = str(target)
             except PathSynthError as error:
                 answer = {"image": path.name, "error": str(error)}
@@ -348,22 +355,24 @@ def classify(
     return FAILED if failures else 0
 
 
-def _explain(validator: "Validator", path: Path, tissue: str, target: Path) -> None:
-    """Write the overlay of one image to `target`."""
+def _explain(validator: "Validator", path: Path, tissue: str, target: Path, *, is_ours: bool) -> None:
+    """Write the overlay of one image to `target`; over a synthetic image it says that it is synthetic too."""
     from pathsynth.explain import overlay
     from pathsynth.images import encode_png, read_image
+    from pathsynth.provenance import provenance_text
 
     picture = overlay(validator.model, read_image(path), tissue)
     note = f"Grad-CAM of the validator for {tissue}. Not for diagnosis."
-    write_atomically(target, encode_png(picture, {"Comment": note}))
+    origin = provenance_text((), "Overlay on a synthetic tile") if is_ours else {}
+    write_atomically(target, encode_png(picture, {"Comment": note} | origin))
 
 
 def _print_classifications(answers: Sequence[dict[str, Any]]) -> None:
     output = Console()
     for answer in answers:
         output.print(f"{answer['image']}: {answer['verdict']}", markup=False)
-        if answer["image_id"] is not None:
-            output.print(f"  made by PathSynth, image {answer['image_id']}", markup=False)
+        if answer["synthetic_origin"] is not None:
+            output.print(f"  {answer['synthetic_origin']['statement']}", markup=False)
         if "explanation" in answer:
             output.print(f"  overlay: {answer['explanation']}", markup=False)
     if answers:

@@ -30,6 +30,9 @@ _SNIFFED: Final = 1024
 _PNG_SIGNATURE: Final = 8
 _PNG_CHUNK: Final = struct.Struct(">I4s")
 _PNG_CHECKSUM: Final = 4
+_PNG_METADATA: Final = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf"})
+_REPAIRED_BYTES: Final = 64_000_000
+_XMP_PADDING: Final = b"\x00 "
 _BROKEN: Final = (
     OSError,
     ValueError,
@@ -42,6 +45,8 @@ _BROKEN: Final = (
     zlib.error,
 )
 
+XMP_KEYWORD: Final = "XML:com.adobe.xmp"
+
 _CAPTION_HEIGHT: Final = 18
 _CAPTION_POINTS: Final = 12
 _GAP: Final = 4
@@ -49,14 +54,28 @@ _WHITE: Final = (255, 255, 255)
 _INK: Final = (30, 30, 30)
 
 
+class _DamagedError(ImageError):
+    """The file is no whole image, as far as can be told with the metadata that it has."""
+
+
 def read_image(source: Path | bytes) -> Picture:
     """Read an image file, or the bytes of one, as uint8 RGB (H, W, 3).
 
     Greyscale, palette, CMYK and 16-bit images are converted, transparent ones laid over white, and an EXIF
-    orientation is applied. The size is checked in the header, before any pixel is decoded.
+    orientation is applied. The size is checked in the header, before any pixel is decoded. Damaged metadata
+    is passed over.
 
     Raises:
         ImageError: there is no such file, or it is not one whole picture of at most 64 megapixels.
+    """
+    return read_image_and_xmp(source)[0]
+
+
+def read_image_and_xmp(source: Path | bytes) -> tuple[Picture, bytes | None]:
+    """As `read_image`, and the XMP packet of the file as it stands there, None when it has none.
+
+    Raises:
+        ImageError: as `read_image`.
     """
     name = str(source) if isinstance(source, Path) else "The image"
     with _opened(source, name) as file:
@@ -65,13 +84,26 @@ def read_image(source: Path | bytes) -> Picture:
             raise ImageError(f"{name} is empty; give a {_FORMAT_NAMES} image.")
         if _is_svg(start):
             raise ImageError(f"{name} is an SVG drawing, which has no pixels; export it as PNG first.")
-        file.seek(0)
-        with _header(file, name) as image:
-            _check_header(image, name)
-            picture = _decode(image, name)
-            if image.format == "PNG" and not _ends_as_png(file):
-                raise ImageError(_damaged(name))
-            return picture
+        try:
+            return _read(file, name)
+        except _DamagedError:
+            # What Pillow refuses may be the text beside the pixels: a wrong checksum, or a few bytes that
+            # unpack to gigabytes.
+            repaired = _without_metadata(file)
+            if repaired is None:
+                raise
+            return _read(repaired, name)
+
+
+def _read(file: IO[bytes], name: str) -> tuple[Picture, bytes | None]:
+    file.seek(0)
+    with _header(file, name) as image:
+        _check_header(image, name)
+        picture = _decode(image, name)
+        if image.format == "PNG" and not _ends_as_png(file):
+            raise _DamagedError(_damaged(name))
+        xmp = image.info.get("xmp")
+        return picture, xmp.rstrip(_XMP_PADDING) if isinstance(xmp, bytes) else None
 
 
 @contextmanager
@@ -111,20 +143,57 @@ def _header(file: IO[bytes], name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that can be read; give a {_FORMAT_NAMES} image.") from error
+        raise _DamagedError(
+            f"{name} is not an image that can be read; give a {_FORMAT_NAMES} image."
+        ) from error
     except _BROKEN as error:
-        raise ImageError(_damaged(name)) from error
+        raise _DamagedError(_damaged(name)) from error
+
+
+def _png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, position of the body and length of every chunk of a PNG, up to the last one or to where it is cut
+    off.
+    """
+    position = _PNG_SIGNATURE
+    while True:
+        file.seek(position)
+        header = file.read(_PNG_CHUNK.size)
+        if len(header) < _PNG_CHUNK.size:
+            return
+        length, kind = _PNG_CHUNK.unpack(header)
+        yield kind, position + _PNG_CHUNK.size, length
+        if kind == b"IEND":
+            return
+        position += _PNG_CHUNK.size + length + _PNG_CHECKSUM
 
 
 def _ends_as_png(file: IO[bytes]) -> bool:
     """Whether a PNG has its last chunk; Pillow is content with all pixels, even when the rest is cut off."""
-    file.seek(_PNG_SIGNATURE)
-    while len(header := file.read(_PNG_CHUNK.size)) == _PNG_CHUNK.size:
-        length, kind = _PNG_CHUNK.unpack(header)
+    for kind, body, length in _png_chunks(file):
         if kind == b"IEND":
+            file.seek(body + length)
             return len(file.read(_PNG_CHECKSUM)) == _PNG_CHECKSUM
-        file.seek(length + _PNG_CHECKSUM, io.SEEK_CUR)
     return False
+
+
+def _without_metadata(file: IO[bytes]) -> IO[bytes] | None:
+    """A copy of a PNG without text and EXIF; None when it has none, is no PNG, or is too large to copy."""
+    file.seek(0)
+    signature = file.read(_PNG_SIGNATURE)
+    if signature != b"\x89PNG\r\n\x1a\n":
+        return None
+    copy = io.BytesIO()
+    copy.write(signature)
+    is_shorter = False
+    for kind, body, length in _png_chunks(file):
+        if kind in _PNG_METADATA:
+            is_shorter = True
+            continue
+        if copy.tell() + length > _REPAIRED_BYTES:
+            return None
+        file.seek(body - _PNG_CHUNK.size)
+        copy.write(file.read(_PNG_CHUNK.size + length + _PNG_CHECKSUM))
+    return copy if is_shorter else None
 
 
 def _damaged(name: str) -> str:
@@ -140,7 +209,7 @@ def _check_header(image: Image.Image, name: str) -> None:
     try:
         animated = getattr(image, "is_animated", False) and image.format != _SINGLE_PICTURE_DESPITE_FRAMES
     except _BROKEN as error:
-        raise ImageError(_damaged(name)) from error
+        raise _DamagedError(_damaged(name)) from error
     if animated:
         raise ImageError(
             f"{name} holds several pictures (an animation or pages); save the one that is meant on its own."
@@ -150,13 +219,16 @@ def _check_header(image: Image.Image, name: str) -> None:
 def _decode(image: Image.Image, name: str) -> Picture:
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
     except MemoryError as error:
         raise ImageError(
             f"{name} is too large for the memory of this machine; give a smaller image."
         ) from error
     except _BROKEN as error:
-        raise ImageError(_damaged(name)) from error
+        raise _DamagedError(_damaged(name)) from error
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except _BROKEN:  # the pixels are whole, only which way is up cannot be known
+        upright = image
     try:
         return _to_rgb(upright)
     except ValueError as error:
@@ -209,11 +281,15 @@ def to_native(image: Picture) -> Picture:
 def encode_png(image: Picture, text: Mapping[str, str] | None = None) -> bytes:
     """PNG file of an image (H, W, 3), with `text` as its text chunks; the same input gives the same bytes.
 
-    Keys of `text` are PNG keywords: 1 to 79 Latin-1 characters.
+    Keys of `text` are PNG keywords: 1 to 79 Latin-1 characters. Text in Latin-1 becomes a tEXt chunk, other
+    text and XMP an iTXt chunk.
     """
     info = PngInfo()
     for key, value in (text or {}).items():
-        info.add_text(key, value)
+        if key == XMP_KEYWORD:
+            info.add_itxt(key, value)
+        else:
+            info.add_text(key, value)
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", pnginfo=info, compress_level=6)
     return file.getvalue()
@@ -226,8 +302,11 @@ def upscale(image: Picture, size: int) -> Picture:
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def contact_sheet(tiles: Sequence[Picture], captions: Sequence[str], columns: int) -> Picture:
-    """Tiles of one size in rows of `columns` on white, each with its caption below, cut where it is too wide.
+def contact_sheet(
+    tiles: Sequence[Picture], captions: Sequence[str], columns: int, footer: str = ""
+) -> Picture:
+    """Tiles of one size in rows of `columns` on white, each with its caption below, cut where it is too wide;
+    `footer` on a line of its own at the lower edge.
 
     Raises:
         ValueError: there is no tile, no column, or not one caption per tile.
@@ -238,13 +317,17 @@ def contact_sheet(tiles: Sequence[Picture], captions: Sequence[str], columns: in
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     step_x, step_y = width + _GAP, height + _CAPTION_HEIGHT + _GAP
-    sheet = Image.new("RGB", (_GAP + columns * step_x, _GAP + rows * step_y), _WHITE)
+    bottom = _GAP + rows * step_y
+    extra = _CAPTION_HEIGHT if footer else 0
+    sheet = Image.new("RGB", (_GAP + columns * step_x, bottom + extra), _WHITE)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_CAPTION_POINTS)
     for place, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
         left, top = _GAP + place % columns * step_x, _GAP + place // columns * step_y
         sheet.paste(Image.fromarray(tile), (left, top))
         draw.text((left, top + height + 1), _fitting(caption, font, width), fill=_INK, font=font)
+    if footer:
+        draw.text((_GAP, bottom), _fitting(footer, font, sheet.width - 2 * _GAP), fill=_INK, font=font)
     return np.array(sheet)
 
 

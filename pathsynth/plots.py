@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pathsynth.images import contact_sheet, encode_png, upscale
+from pathsynth.mark import marked
+from pathsynth.provenance import provenance_text
 from pathsynth.records import FullReport, Report
 from pathsynth.store import write_atomically
 from pathsynth.tissues import CODES, TISSUES
@@ -55,10 +57,11 @@ def write_sheets(
         chosen = tiles[asked == tissue.index][:samples]
         if len(chosen) == 0:
             continue
-        shown = [upscale(tile, _SAMPLE_EDGE) for tile in chosen]
+        shown = [marked(upscale(tile, _SAMPLE_EDGE)) for tile in chosen]
         sheet = contact_sheet(shown, [tissue.label] * len(shown), _COLUMNS)
         path = folder / f"sheet-{tissue.code}.png"
-        write_atomically(path, encode_png(sheet, {"Comment": "Synthetic tiles; not for diagnosis."}))
+        text = provenance_text((), f"Synthetic tiles asked for as {tissue.label}, none discarded")
+        write_atomically(path, encode_png(sheet, text))
         paths.append(path)
     return paths
 

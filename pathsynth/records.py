@@ -74,6 +74,28 @@ class GenerationResult(Record):
     synthetic: Literal[True] = True
 
 
+class SyntheticOrigin(Record):
+    """What tells that an image is PathSynth's; metadata can be copied or forged."""
+
+    # With `pixels_match` true the facts are those of the image store, otherwise what the file says. Facts in
+    # which the tiles of a contact sheet differ are null.
+    how: Literal["embedded", "pixels"] = Field(
+        description="By the provenance record in the file, or, without one, by the pixels."
+    )
+    pixels_match: bool | None = Field(
+        description="Are they those of the stored image? null: not stored here."
+    )
+    statement: str
+    image_id: str | None
+    tissue: str | None
+    verified: bool | None
+    confidence: float | None
+    seed: int | None
+    model: str | None
+    description: str | None = None
+    synthetic: Literal[True] = True
+
+
 class Classification(Record):
     """What the validator says of one image."""
 
@@ -88,7 +110,10 @@ class Classification(Record):
     ood_score: float = Field(description="Out-of-distribution score; at or above 1 the image is not trusted.")
     verdict: str = Field(description="One sentence for a person.")
     image_id: str | None = Field(
-        default=None, description="Identity in the image store, when it is one of ours."
+        default=None, description="Identity in the image store, when the pixels are those of a stored image."
+    )
+    synthetic_origin: SyntheticOrigin | None = Field(
+        default=None, description="Null does not say that the image is real."
     )
     model: str
 

@@ -1,9 +1,9 @@
 """The image store: content-addressed PNG files with a JSON record each, whole at every moment.
 
-`images/<id>.png` holds the pixels, `records/<id>.json` what is known of them. The id is derived from the
-pixels alone, so the same tile has the same id whoever saved its file. An image counts as stored when both
-files are there; the PNG is written first, each by way of a temporary file and a rename, so that a killed
-process leaves nothing half written.
+`images/<id>.png` holds the pixels, `records/<id>.json` what is known of them, and the PNG repeats the record
+in its metadata. The id is derived from the pixels alone, so the same tile has the same id whoever saved its
+file. An image counts as stored when both files are there; the PNG is written first, each by way of a
+temporary file and a rename, so that a killed process leaves nothing half written.
 """
 
 import errno
@@ -24,7 +24,9 @@ from platformdirs import user_data_path
 from pydantic import ValidationError
 
 from pathsynth.errors import ImageError, StoreError
-from pathsynth.images import encode_png, read_image
+from pathsynth.images import Picture, encode_png, read_image
+from pathsynth.likeness import LikenessIndex, appearance, difference
+from pathsynth.provenance import provenance_text
 from pathsynth.records import IMAGE_ID_PATTERN, TileRecord
 
 HOME_VARIABLE: Final = "PATHSYNTH_HOME"
@@ -75,16 +77,17 @@ class ImageStore:
         self._records = self.root / "records"
         self._lock = threading.Lock()
         self._is_swept = False
+        self._likenesses = LikenessIndex()
 
     def put(self, image: npt.NDArray[np.uint8], record: Callable[[str], TileRecord]) -> StoredImage:
         """Store a tile (S, S, 3) with the record that `record` makes for its id.
 
-        The same pixels again keep the latest record.
+        The same pixels again keep the latest record. The PNG carries the record as `pathsynth.provenance`
+        writes it.
 
         Raises:
             StoreError: the disk is full or the folder cannot be written. Nothing of the tile is left then,
-            and what
-                was stored before is untouched.
+                and what was stored before is as it was.
             ValueError: the record names another id.
         """
         pixels = np.array(image, dtype=np.uint8)
@@ -92,22 +95,22 @@ class ImageStore:
         entry = record(image_id)
         if entry.image_id != image_id:
             raise ValueError(f"the record names {entry.image_id}, the image is {image_id}")
-        png = encode_png(pixels)
+        png = encode_png(pixels, provenance_text([entry]))
         text = entry.model_dump_json(indent=1) + "\n"
         image_path, record_path = self._paths(image_id)
         with self._lock, self._writing():
             self._prepare()
-            is_listed = record_path.exists()
+            before = image_path.read_bytes() if record_path.exists() and image_path.exists() else None
             is_done = False
             try:
-                if not (image_path.exists() and image_path.read_bytes() == png):
+                if before != png:
                     _write_whole(image_path, png)
                 _write_whole(record_path, text.encode("utf-8"))
                 is_done = True
             finally:
-                if not is_done and not is_listed:
+                if not is_done:
                     with suppress(OSError):
-                        image_path.unlink(missing_ok=True)
+                        _restore(image_path, before)
         return StoredImage(image_path, entry, pixels)
 
     def get(self, image_id: str) -> StoredImage:
@@ -160,6 +163,41 @@ class ImageStore:
         except OSError:
             return False
 
+    def recognise(self, picture: Picture) -> StoredImage | None:
+        """The stored image that a picture (H, W, 3) of at least 28 px shows, be it enlarged, marked, scaled
+        or re-encoded; None when it shows none, or when the store cannot be read.
+
+        The first call reads every stored image, about a thousand a second; later ones only what is new.
+        """
+        image_id = image_id_of(picture)
+        same = self._readable(image_id) if self.has(image_id) else None
+        if same is not None:
+            return same
+        try:
+            ids = self.ids()
+        except StoreError:
+            return None
+        seen = appearance(picture)
+        found: list[tuple[float, StoredImage]] = []
+        for each in self._likenesses.candidates(picture, ids, self._pixels_of):
+            stored = self._readable(each)
+            apart = None if stored is None else difference(seen, appearance(stored.pixels()))
+            if stored is not None and apart is not None:
+                found.append((apart, stored))
+        return min(found, key=lambda each: each[0])[1] if found else None
+
+    def _readable(self, image_id: str) -> StoredImage | None:
+        try:
+            return self.get(image_id)
+        except StoreError:
+            return None
+
+    def _pixels_of(self, image_id: str) -> Picture | None:
+        try:
+            return read_image(self._paths(image_id)[0])
+        except ImageError:
+            return None
+
     def check_writable(self) -> None:
         """Write and remove an empty file. Raises StoreError when the store cannot be written."""
         with self._lock, self._writing():
@@ -204,6 +242,14 @@ def _elsewhere() -> str:
 
 def _damaged(image_id: str) -> str:
     return f"The stored image {image_id} is damaged; repeat the request that made it."
+
+
+def _restore(path: Path, before: bytes | None) -> None:
+    """Make a file what it was; None says that there was none."""
+    if before is None:
+        path.unlink(missing_ok=True)
+    elif path.read_bytes() != before:
+        _write_whole(path, before)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

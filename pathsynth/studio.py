@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pathsynth.errors import RequestError, WeightsError
-from pathsynth.images import read_image, to_native
+from pathsynth.errors import RequestError, StoreError, WeightsError
+from pathsynth.images import Picture, read_image_and_xmp, to_native
+from pathsynth.likeness import shows_tile
+from pathsynth.provenance import ClaimedTile, claimed_tiles
 from pathsynth.records import (
     MAX_ATTEMPTS,
     MAX_COUNT,
@@ -28,9 +30,10 @@ from pathsynth.records import (
     FullReport,
     GenerationResult,
     Report,
+    SyntheticOrigin,
     TileRecord,
 )
-from pathsynth.store import ImageStore, image_id_of
+from pathsynth.store import ImageStore, StoredImage
 from pathsynth.tissues import TISSUES, Tissue, by_code
 
 if TYPE_CHECKING:
@@ -266,11 +269,11 @@ class Studio:
         Raises:
             ImageError: the image cannot be read or is smaller than 28 px.
         """
-        image = read_image(source)
+        image, xmp = read_image_and_xmp(source)
         native = to_native(image)
         with self._models:
             prediction = self._validator.predict(native[np.newaxis])[0]
-        image_id = image_id_of(image)
+        origin = self.synthetic_origin(image, xmp)
         return Classification(
             image=name,
             tissue=prediction.code,
@@ -280,9 +283,29 @@ class Studio:
             in_distribution=prediction.in_distribution,
             ood_score=prediction.ood_score,
             verdict=_verdict(prediction),
-            image_id=image_id if self.store.has(image_id) else None,
+            image_id=origin.image_id if origin is not None and origin.pixels_match else None,
+            synthetic_origin=origin,
             model=self.model,
         )
+
+    def synthetic_origin(self, image: Picture, xmp: bytes | None = None) -> SyntheticOrigin | None:
+        """How a picture (H, W, 3) of at least 28 px, with the XMP packet of its file, is known to be one of
+        ours; None when nothing tells so, which does not say that it is not.
+        """
+        claims = claimed_tiles(xmp)
+        if len(claims) == 1 and self.store.has(claims[0].image_id):
+            try:
+                named = self.store.get(claims[0].image_id)
+            except StoreError:
+                named = None
+            if named is not None and shows_tile(image, named.pixels()):
+                return _stored_origin("embedded", named)
+        shown = self.store.recognise(image)
+        if shown is not None:
+            return _stored_origin("pixels", shown)
+        if len(claims) == 1:
+            return _claimed_origin(claims[0], is_stored=self.store.has(claims[0].image_id))
+        return _claimed_sheet(claims) if claims else None
 
     def evaluate_validator(self, split: Literal["val", "test"], progress: Progress | None = None) -> Report:
         """The validator on all of a split. Raises DataError when PathMNIST is not there."""
@@ -422,6 +445,64 @@ class Studio:
         except (OSError, ValidationError) as error:
             raise WeightsError(f"These weights carry no readable report named {name}.") from error
         return report.model_copy(update={"source": "committed report"})
+
+
+def _stored_origin(how: Literal["embedded", "pixels"], stored: StoredImage) -> SyntheticOrigin:
+    record = stored.record
+    found = "The file carries PathSynth's provenance record and the" if how == "embedded" else "The"
+    return SyntheticOrigin(
+        how=how,
+        pixels_match=True,
+        statement=f"{found} pixels are those of the stored synthetic image {record.image_id}.",
+        image_id=record.image_id,
+        tissue=record.tissue,
+        verified=record.verified,
+        confidence=record.confidence,
+        seed=record.seed,
+        model=record.model,
+        description=record.description,
+    )
+
+
+def _claimed_origin(claim: ClaimedTile, *, is_stored: bool) -> SyntheticOrigin:
+    doubt = (
+        "the pixels are not, or no longer, those of that image"
+        if is_stored
+        else "that image is not in this store, so its pixels cannot be compared"
+    )
+    return SyntheticOrigin(
+        how="embedded",
+        pixels_match=False if is_stored else None,
+        statement=(
+            f"The file carries PathSynth's provenance record of the synthetic image {claim.image_id}, but "
+            f"{doubt}; a record can be copied from another file."
+        ),
+        image_id=claim.image_id,
+        tissue=claim.tissue,
+        verified=claim.verified,
+        confidence=claim.confidence,
+        seed=claim.seed,
+        model=claim.model,
+    )
+
+
+def _claimed_sheet(claims: Sequence[ClaimedTile]) -> SyntheticOrigin:
+    """Of a picture that shows several tiles."""
+    tissues, models = {claim.tissue for claim in claims}, {claim.model for claim in claims}
+    return SyntheticOrigin(
+        how="embedded",
+        pixels_match=None,
+        statement=(
+            f"The file carries PathSynth's provenance record of a contact sheet of {len(claims)} synthetic "
+            "images; a record can be copied from another file."
+        ),
+        image_id=None,
+        tissue=tissues.pop() if len(tissues) == 1 else None,
+        verified=all(claim.verified for claim in claims),
+        confidence=None,
+        seed=None,
+        model=models.pop() if len(models) == 1 else None,
+    )
 
 
 def _attempt_record(attempt: "Attempt") -> AttemptRecord:

@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import CallToolResult, ImageContent, TextContent
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.table import Table
 
 from pathsynth.errors import PathSynthError
 from pathsynth.images import contact_sheet, encode_png, read_image
-from pathsynth.records import Classification, GenerationResult
+from pathsynth.provenance import provenance_text
+from pathsynth.records import Classification, GenerationResult, TileRecord
 from pathsynth.tissues import TISSUES
 from tools import classify_image, generate_tissue_image
 
@@ -44,7 +45,8 @@ class DemoError(PathSynthError):
 
 class Row(BaseModel):
     """One line of the table. `predicted` and `confidence` come from classifying the delivered tile anew;
-    `seconds` is the wall time of the generating call, as the client sees it."""
+    `seconds` is the wall time of the generating call, as the client sees it; `record` is no part of the
+    JSON."""
 
     tissue: str
     label: str
@@ -54,6 +56,7 @@ class Row(BaseModel):
     seconds: float
     verified: bool
     image_id: str | None
+    record: TileRecord | None = Field(default=None, exclude=True)
 
 
 def server_parameters() -> StdioServerParameters:
@@ -114,6 +117,7 @@ async def _ask(
         "confidence": classification.confidence,
         "verified": result.verified and classification.tissue == code,
         "image_id": image_id,
+        "record": result.tiles[0],
     }
     pictures = [block for block in made.content if isinstance(block, ImageContent)]
     return row.model_copy(update=update), read_image(base64.b64decode(pictures[0].data))
@@ -178,8 +182,10 @@ def write_sheet(rows: Sequence[Row], pictures: Sequence[npt.NDArray[np.uint8]], 
     """Write the pictures as one PNG. Raises DemoError when the file cannot be written."""
     delivered = [row for row in rows if row.image_id is not None]
     captions = [f"{row.tissue} {row.confidence:.2f}" for row in delivered if row.confidence is not None]
+    records = [row.record for row in delivered if row.record is not None]
     sheet = encode_png(
-        contact_sheet(pictures, captions, _SHEET_COLUMNS), {"Comment": "synthetic, not for diagnosis"}
+        contact_sheet(pictures, captions, _SHEET_COLUMNS),
+        provenance_text(records, f"Contact sheet of {len(delivered)} synthetic tiles"),
     )
     try:
         path.write_bytes(sheet)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pathsynth.errors import PathSynthError
-from pathsynth.images import read_image, to_native
+from pathsynth.images import read_image_and_xmp, to_native
 from pathsynth.records import (
     AttemptRecord,
     ClassFigures,
@@ -167,10 +167,11 @@ class FakeStudio(Studio):
     def classify(self, source: Path | bytes, name: str) -> Classification:
         if self.error is not None:
             raise self.error
-        brightness = float(to_native(read_image(source)).mean()) / 255
-        image_id = name.removesuffix(".png")
-        ours = image_id in set(self.store.ids())
-        tissue = by_code(self.sees or (self.store.get(image_id).record.tissue if ours else "TUM"))
+        image, xmp = read_image_and_xmp(source)
+        brightness = float(to_native(image).mean()) / 255
+        origin = self.synthetic_origin(image, xmp)
+        ours = origin is not None and origin.pixels_match is True
+        tissue = by_code(self.sees or (origin.tissue if origin is not None and origin.tissue else "TUM"))
         return Classification(
             image=name,
             tissue=tissue.code,
@@ -180,7 +181,8 @@ class FakeStudio(Studio):
             in_distribution=True,
             ood_score=brightness,
             verdict=f"This is {tissue.label}, with confidence 0.95.",
-            image_id=image_id if ours else None,
+            image_id=origin.image_id if origin is not None and ours else None,
+            synthetic_origin=origin,
             model=MODEL,
         )
 

@@ -48,7 +48,7 @@ def answer(result: GenerationResult, store: ImageStore) -> list[ContentBlock]:
     captions = [
         f"{number} {tile.tissue} {tile.confidence:.2f}" for number, tile in enumerate(result.tiles, start=1)
     ]
-    pictures = show([image.pixels() for image in stored], captions)
+    pictures = show([image.pixels() for image in stored], captions, result.tiles)
     images = [
         ImageContent(type="image", data=base64.b64encode(file).decode("ascii"), mime_type="image/png")
         for file in pictures.files

@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pathsynth.images import contact_sheet, encode_png, upscale
+from pathsynth.mark import MARKED_EDGE, is_marking, marked
+from pathsynth.provenance import NOTICE, provenance_text
+from pathsynth.records import TileRecord
 
 Tile = npt.NDArray[np.uint8]
 
@@ -32,20 +35,26 @@ class Pictures:
     sheet: bool
 
 
-def show(tiles: Sequence[Tile], captions: Sequence[str]) -> Pictures:
-    """Render square tiles, uint8 (S, S, 3) RGB, to be looked at.
+def show(tiles: Sequence[Tile], captions: Sequence[str], records: Sequence[TileRecord]) -> Pictures:
+    """Render square tiles, uint8 (S, S, 3) RGB, to be looked at: with the visible mark, and with their
+    `records` as provenance in the files.
 
     One PNG a tile, enlarged to 224 px with Lanczos where it is smaller, while all of them fit
     `PICTURE_BYTES`; otherwise one contact sheet of three columns with `captions`, at the largest tile edge
     that fits.
     """
     enlarged = any(len(tile) < SHOWN_EDGE for tile in tiles)
-    single = tuple(encode_png(_at_least(tile, SHOWN_EDGE), None) for tile in tiles)
+    single = tuple(
+        encode_png(marked(_at_least(tile, SHOWN_EDGE)), provenance_text([record]))
+        for tile, record in zip(tiles, records, strict=True)
+    )
     if len(single) <= 1 or sum(map(len, single)) <= PICTURE_BYTES:
         return Pictures(single, enlarged, sheet=False)
     for edge in _SHEET_EDGES:
-        sheet = contact_sheet([upscale(tile, edge) for tile in tiles], captions, _SHEET_COLUMNS)
-        file = encode_png(_at_least(sheet, SHOWN_EDGE), None)
+        legend = NOTICE if edge < MARKED_EDGE and is_marking() else ""
+        enlarged_tiles = [marked(upscale(tile, edge)) for tile in tiles]
+        sheet = contact_sheet(enlarged_tiles, captions, _SHEET_COLUMNS, legend)
+        file = encode_png(_at_least(sheet, SHOWN_EDGE), provenance_text(records))
         if len(file) <= PICTURE_BYTES:
             break
     return Pictures((file,), enlarged, sheet=True)

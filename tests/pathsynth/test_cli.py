@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pathsynth import cli, data, doctor, training
 from pathsynth.errors import DataError, RequestError, StoreError, TrainingError, WeightsError
-from pathsynth.images import encode_png, read_image
+from pathsynth.images import encode_png, read_image, read_image_and_xmp, upscale
+from pathsynth.mark import marked
+from pathsynth.provenance import claimed_tiles
 from pathsynth.records import GenerationResult, Report
 from pathsynth.studio import CheckCancelled, Progress
 from pathsynth.tissues import CODES
@@ -160,6 +163,21 @@ def test_out_receives_copies_named_after_tissue_seed_and_id(shell: Shell, tmp_pa
         f"{tile['tissue']}-{tile['seed']}-{tile['image_id']}.png" for tile in ran.json["tiles"]
     }
     assert all(read_image(path).shape == (28, 28, 3) for path in made)
+    for path in made:  # too small for the mark: what was verified, with its provenance
+        assert path.read_bytes() == shell.studio.store.get(path.stem.split("-")[-1]).path.read_bytes()
+        assert len(claimed_tiles(read_image_and_xmp(path)[1])) == 1
+
+
+def test_large_tiles_get_the_visible_mark_in_out_but_not_in_the_store(shell: Shell, tmp_path: Path) -> None:
+    shell.studio.tile = lambda seed: smooth_tile(seed, 512)
+    shell("generate", "glands", "--out", str(tmp_path / "out"))
+    (copy,) = (tmp_path / "out").iterdir()
+    (image_id,) = shell.studio.store.ids()
+    assert np.array_equal(shell.studio.store.get(image_id).pixels(), smooth_tile(0, 512))
+    assert np.array_equal(read_image(copy), marked(smooth_tile(0, 512)))
+    assert [claim.image_id for claim in claimed_tiles(read_image_and_xmp(copy)[1])] == [image_id]
+    (answer,) = shell("classify", str(copy), "--json").json
+    assert (answer["image_id"], answer["synthetic_origin"]["how"]) == (image_id, "embedded")
 
 
 def test_fewer_verified_tiles_than_asked_is_a_failure_that_keeps_the_tiles(shell: Shell) -> None:
@@ -360,8 +378,25 @@ def test_classify_says_when_an_image_is_one_of_ours(shell: Shell) -> None:
     shell("generate", "glands")
     (image_id,) = shell.studio.store.ids()
     ran = shell("classify", str(shell.studio.store.get(image_id).path))
-    assert f"made by PathSynth, image {image_id}" in ran.out
+    assert "carries PathSynth's provenance record" in ran.out
+    assert image_id in ran.out
     assert "Not for diagnosis" in ran.out
+
+
+def test_classify_recognises_a_tile_of_ours_whose_metadata_is_gone(shell: Shell, tmp_path: Path) -> None:
+    shell("generate", "glands")
+    (image_id,) = shell.studio.store.ids()
+    photograph = tmp_path / "slide.jpg"
+    shown = marked(upscale(shell.studio.store.get(image_id).pixels(), 224))
+    Image.fromarray(shown).save(photograph, quality=80)
+    ((answer,), text) = (
+        shell("classify", str(photograph), "--json").json,
+        shell("classify", str(photograph)).out,
+    )
+    assert answer["image_id"] == image_id
+    assert answer["synthetic_origin"]["how"] == "pixels"
+    assert answer["synthetic_origin"]["synthetic"] is True
+    assert f"the stored synthetic image {image_id}" in text
 
 
 def test_an_image_that_cannot_be_read_does_not_keep_the_others_from_it(shell: Shell, tmp_path: Path) -> None:

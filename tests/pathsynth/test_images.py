@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -237,6 +238,59 @@ def test_a_damaged_image_is_read_or_refused_but_never_crashes(kind: str) -> None
     assert refused > 10
 
 
+def with_chunk(
+    kind: bytes, body: bytes, checksum: int | None = None, *, behind_the_pixels: bool = False
+) -> bytes:
+    """A PNG of the gradient with one more chunk."""
+    checksum = zlib.crc32(kind + body) if checksum is None else checksum
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+    whole = encode_png(gradient())
+    place = whole.index(b"IEND") - 4 if behind_the_pixels else 33
+    return whole[:place] + chunk + whole[place:]
+
+
+BOMB = zlib.compress(bytes(30_000_000), 9)
+DAMAGED_METADATA = {
+    "packed text that is a bomb": (b"zTXt", b"Comment\0\0" + BOMB),
+    "international text that is a bomb": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB),
+    "unknown packing": (b"zTXt", b"Comment\0\7" + BOMB),
+    "packed rubbish": (b"zTXt", b"Comment\0\0rubbish"),
+    "no keyword": (b"tEXt", b""),
+    "no end of the keyword": (b"iTXt", b"x" * 1000),
+    "text that is no UTF-8": (b"iTXt", b"Title\0\0\0\0\0\xff\xfe"),
+    "rubbish as EXIF": (b"eXIf", b"Exif\0\0 rubbish"),
+    "EXIF cut short": (b"eXIf", b"MM\0*\0\0\0\x08\0\x09\x01"),
+    "rubbish as profile": (b"tEXt", b"Raw profile type exif\0\nexif\n 9\nzz"),
+    "rubbish as XMP": (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0\xff<<tiff:Orientation="9'),
+}
+
+
+@pytest.mark.parametrize("behind_the_pixels", [False, True])
+@pytest.mark.parametrize(("kind", "body"), DAMAGED_METADATA.values(), ids=DAMAGED_METADATA.keys())
+def test_damaged_metadata_does_not_keep_the_pixels_from_being_read(
+    kind: bytes, body: bytes, behind_the_pixels: bool
+) -> None:
+    file = with_chunk(kind, body, behind_the_pixels=behind_the_pixels)
+    assert np.array_equal(read_image(file), gradient())
+
+
+def test_a_wrong_checksum_of_text_does_not_keep_the_pixels_from_being_read() -> None:
+    assert np.array_equal(read_image(with_chunk(b"tEXt", b"Title\0x", checksum=1)), gradient())
+
+
+def test_many_bombs_of_text_cost_little_memory() -> None:
+    whole = encode_png(gradient())
+    body = b"Comment\0\0" + zlib.compress(bytes(1_000_000), 9)
+    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    tracemalloc.start()
+    try:
+        assert np.array_equal(read_image(whole[:33] + chunk * 500 + whole[33:]), gradient())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 150_000_000
+
+
 def test_a_native_tile_is_left_as_it_is() -> None:
     tile = gradient(28, 28)
     assert np.array_equal(to_native(tile), tile)
@@ -269,6 +323,13 @@ def test_png_is_the_same_every_time_and_keeps_pixels_and_text() -> None:
     image = Image.open(io.BytesIO(file))
     assert isinstance(image.info, dict)
     assert {key: str(image.info[key]) for key in text} == text
+
+
+def test_a_footer_stands_below_everything_and_leaves_the_rest_as_it_is() -> None:
+    tiles, captions = [gradient(56, 56)] * 2, ["a", "b"]
+    plain, legend = contact_sheet(tiles, captions, 2), contact_sheet(tiles, captions, 2, "synthetic")
+    assert np.array_equal(legend[: len(plain)], plain)
+    assert (legend[len(plain) :] < 128).any()
 
 
 def test_enlarging_keeps_the_colours() -> None:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pytest
 
 from pathsynth.errors import StoreError
-from pathsynth.images import encode_png
+from pathsynth.images import encode_png, read_image_and_xmp
+from pathsynth.provenance import claimed_tiles
 from pathsynth.records import TileRecord
 from pathsynth.store import ImageStore, home, image_id_of, write_atomically
 
@@ -83,13 +84,34 @@ def test_ids_are_listed_in_order_and_an_unused_store_is_empty(store: ImageStore)
     assert store.ids() == tuple(sorted(ids))
 
 
-def test_the_same_pixels_again_keep_the_latest_record_and_leave_the_png_alone(store: ImageStore) -> None:
+def seed_in_png(path: Path) -> int:
+    """The seed that the provenance in a PNG names."""
+    (claim,) = claimed_tiles(read_image_and_xmp(path)[1])
+    return claim.seed
+
+
+def test_the_same_pixels_again_keep_the_latest_record_in_both_files(store: ImageStore) -> None:
     first = store.put(tile(1), partial(record, seed=1))
-    untouched = first.path.stat().st_mtime_ns
     second = store.put(tile(1), partial(record, seed=2))
     assert store.ids() == (first.record.image_id,)
     assert store.get(first.record.image_id).record == second.record
+    assert seed_in_png(second.path) == 2
+
+
+def test_the_same_tile_again_leaves_the_png_alone(store: ImageStore) -> None:
+    first = store.put(tile(1), record)
+    untouched = first.path.stat().st_mtime_ns
+    store.put(tile(1), lambda image_id: record(image_id).model_copy(update={"attempts": 9}))
+    assert store.get(first.record.image_id).record.attempts == 9
     assert first.path.stat().st_mtime_ns == untouched
+
+
+def test_an_image_stored_without_provenance_gets_it_when_it_is_made_again(store: ImageStore) -> None:
+    stored = store.put(tile(1), record)
+    stored.path.write_bytes(encode_png(tile(1)))
+    assert store.get(stored.record.image_id).record == stored.record
+    store.put(tile(1), record)
+    assert seed_in_png(stored.path) == 0
 
 
 def test_a_record_of_another_image_is_a_mistake(store: ImageStore) -> None:
@@ -225,13 +247,17 @@ def test_a_write_that_fails_leaves_nothing_of_the_tile_and_all_of_the_others(
     assert len(store.ids()) == 2
 
 
-def test_a_failed_update_keeps_the_older_record(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_failed_update_keeps_the_older_record_in_both_files(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     old = store.put(tile(1), partial(record, seed=1))
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing(os.fsync, 1, errno.ENOSPC))
+        patch.setattr(os, "fsync", failing(os.fsync, at, errno.ENOSPC))
         with pytest.raises(StoreError):
             store.put(tile(1), partial(record, seed=2))
     assert store.get(old.record.image_id).record == old.record
+    assert seed_in_png(old.path) == 1
 
 
 def test_an_interrupt_in_the_middle_leaves_no_half_image(
@@ -281,7 +307,8 @@ def test_a_killed_process_leaves_only_whole_listed_images(tmp_path: Path) -> Non
     for _ in range(4):
         with run_python(PUT_MANY, str(tmp_path)) as process:
             assert process.stdout is not None
-            process.stdout.readline()
+            for _ in range(5):
+                process.stdout.readline()
             time.sleep(random.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
     store = ImageStore(tmp_path)
