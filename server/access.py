@@ -66,7 +66,8 @@ def read_token(file: Path | None, environment: Mapping[str, str]) -> str | None:
 
 def transport_security(host: str, allowed: Sequence[str] = ()) -> TransportSecuritySettings:
     """The `Host` and `Origin` headers that are answered, against DNS rebinding: those of this machine, of the
-    address `host` that the server is bound to, and of every name in `allowed`, with any port unless it has one.
+    address `host` that the server is bound to, and of every name in `allowed`, with any port unless it names
+    one.
 
     Raises:
         AccessError: a name in `allowed` is not a host or host:port.
@@ -81,7 +82,7 @@ def transport_security(host: str, allowed: Sequence[str] = ()) -> TransportSecur
         match = _HOST.fullmatch(name)
         if match is None:
             raise AccessError(
-                f"--allowed-host {name} is not a host name; give one like tiles.example or tiles.example:8765."
+                f"--allowed-host {name} is no host name; give one like tiles.example or tiles.example:8765."
             )
         hosts += [name.lower()] if match[2] else [name.lower(), f"{name.lower()}:*"]
     return TransportSecuritySettings(

@@ -48,12 +48,12 @@ def _serve_http(options: argparse.Namespace) -> int:
     from server.http import MCP_PATH, http_app, listen, uvicorn_server
     from server.metrics import Metrics
 
-    signal.signal(signal.SIGTERM, _leave)
     try:
         listener = listen(options.host, options.port)
     except OSError as error:
         print(_cannot_listen(options.host, options.port, error), file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, _leave)
     with listener:
         bound = listener.getsockname()[0]
         if options.token is None and not is_loopback(bound):
@@ -123,7 +123,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help="http only; a further name under which clients reach the server, with or without port; repeatable",
+        help="http only; a further name, or name:port, by which clients reach the server; repeatable",
     )
     parser.add_argument("--token", dest="bare_token", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"pathsynth-mcp {__version__}")

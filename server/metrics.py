@@ -80,8 +80,8 @@ class Metrics:
             self._seconds.labels(tool).observe(time.perf_counter() - started)
 
     def count_tiles(self, answer: CallToolResult | InputRequiredResult) -> None:
-        """Count the tiles and attempts that an answer of generate_tissue_image tells of in its first block; one
-        that tells of none counts nothing."""
+        """Count the tiles and attempts that an answer of generate_tissue_image tells of in its first block;
+        one that tells of none counts nothing."""
         first = answer.content[0] if isinstance(answer, CallToolResult) and answer.content else None
         if not isinstance(first, TextContent):
             return
