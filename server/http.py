@@ -24,6 +24,10 @@ METRICS_PATH: Final = "/metrics"
 STOP_SECONDS: Final = 5
 """How long calls that run may go on after the server was told to stop; they are cancelled then."""
 
+_KEEP_ALIVE_SECONDS: Final = 30
+"""Longer than the 5 s after which common clients let an idle connection go: with uvicorn's own 5 s, both may
+act at the same moment, and the next request fails."""
+
 _MAX_BODY_BYTES: Final = MAX_IMAGE_CHARACTERS + 65_536
 """The longest image that classify_image takes, and the envelope around it."""
 
@@ -75,6 +79,7 @@ def uvicorn_server(app: ASGIApp) -> uvicorn.Server:
             log_level="warning",
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=STOP_SECONDS,
         )
     )

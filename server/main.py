@@ -53,7 +53,6 @@ def _serve_http(options: argparse.Namespace) -> int:
     except OSError as error:
         print(_cannot_listen(options.host, options.port, error), file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, _leave)
     with listener:
         bound = listener.getsockname()[0]
         if options.token is None and not is_loopback(bound):
@@ -63,6 +62,7 @@ def _serve_http(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 1
+        signal.signal(signal.SIGTERM, _leave)
         studio, metrics = Studio(), Metrics()
         server = build_server(studio, metrics=metrics)
         app = http_app(server, studio, metrics, options.security, options.token)

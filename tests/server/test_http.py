@@ -198,6 +198,9 @@ def test_liveness_tells_version_and_weights_and_no_folder(
             "version": __version__,
             "weights": "present",
         }
+        assert studio.weights.manifest.files
+        assert httpx2.get(f"{address}/healthz").json()["weights"] == "verified"
+    with served(FakeStudio(tmp_path)) as address:
         monkeypatch.setenv("PATHSYNTH_WEIGHTS", str(tmp_path / "nowhere"))
         answer = httpx2.get(f"{address}/healthz")
         assert answer.json()["weights"] == "missing or damaged"

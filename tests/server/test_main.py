@@ -1,5 +1,6 @@
 """The command line of `pathsynth-mcp`."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,16 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert stopped.value.code == 0
     assert capsys.readouterr().out == f"pathsynth-mcp {__version__}\n"
+
+
+def test_a_name_of_this_machine_that_leads_elsewhere_is_not_served_without_a_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("server.http.listen", lambda host, port: socket.create_server(("0.0.0.0", 0)))
+
+    assert main(["--transport", "http", "--host", "localhost"]) == 1
+
+    assert "0.0.0.0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST"])
