@@ -45,15 +45,15 @@ def http_app(
     watches over a container asks by its address; it tells no more than version and state of the weights.
     """
 
-    @server.custom_route(HEALTH_PATH, methods=["GET"])
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__, "weights": studio.weights_state})
 
-    @server.custom_route(METRICS_PATH, methods=["GET"])
     async def exposition(request: Request) -> Response:
         refusal = await TransportSecurityMiddleware(security).validate_request(request)
         return refusal or Response(metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    server.custom_route(HEALTH_PATH, methods=["GET"])(healthz)
+    server.custom_route(METRICS_PATH, methods=["GET"])(exposition)
     app = server.streamable_http_app(
         streamable_http_path=MCP_PATH,
         stateless_http=True,
