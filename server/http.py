@@ -7,7 +7,7 @@ import uvicorn
 from mcp.server import MCPServer
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -60,7 +60,13 @@ def http_app(
         max_request_body_size=_MAX_BODY_BYTES,
         transport_security=security,
     )
+    app.add_exception_handler(ClientDisconnect, _unanswerable)
     return app if token is None else BearerGate(app, token, frozenset({HEALTH_PATH}))
+
+
+async def _unanswerable(request: Request, error: Exception) -> Response:
+    """For a client that left before it had sent its request: nobody reads this, and the log keeps silent."""
+    return Response(status_code=400)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -318,6 +318,19 @@ def test_a_client_that_vanishes_ends_its_call_and_the_next_is_answered(
     assert '"verified":true' in answer.text.replace("\\", "")
 
 
+def test_a_client_that_vanishes_while_it_sends_leaves_no_traceback_in_the_log(
+    studio: FakeStudio, capfd: pytest.CaptureFixture[str]
+) -> None:
+    head = headers("auto", discover()) | {"Host": "localhost", "Content-Type": "application/json"}
+    lines = [f"POST {MCP_PATH} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+    with served(studio) as address:
+        place = urlsplit(address)
+        with closing(socket.create_connection((str(place.hostname), int(place.port or 0)))) as connection:
+            connection.sendall(("\r\n".join(lines) + "\r\nContent-Length: 99\r\n\r\n{").encode())
+        assert post(address).is_success
+    assert capfd.readouterr().err == ""
+
+
 def test_stopping_the_server_ends_a_call_that_goes_on_too_long(
     studio: FakeStudio, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
