@@ -116,6 +116,16 @@ class Studio:
         return Weights(self._weights_folder)
 
     @property
+    def weights_state(self) -> Literal["verified", "present", "missing or damaged"]:
+        """What is known of the weights without reading them: `verified` once they were compared with their
+        manifest, `present` when every file has the size that the manifest gives."""
+        if "weights" in vars(self):
+            return "verified"
+        from pathsynth.weights import looks_whole
+
+        return "present" if looks_whole(self._weights_folder) else "missing or damaged"
+
+    @property
     def model(self) -> str:
         """Short hash of the weights, and of base and adapter where they generate."""
         return self.weights.model if self._base is None else self._stable_diffusion_model

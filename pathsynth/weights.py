@@ -130,6 +130,16 @@ class Weights:
         return self.folder / name
 
 
+def looks_whole(folder: Path | None = None) -> bool:
+    """Whether every file that the manifest lists is there with its size; reads the manifest only."""
+    folder = folder or default_folder()
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        return all((folder / name).stat().st_size == entry.bytes for name, entry in manifest.files.items())
+    except (OSError, ValidationError):
+        return False
+
+
 def write_manifest(folder: Path, components: Mapping[str, Mapping[str, Any]]) -> Manifest:
     """Hash every file of `folder` and write its manifest; components not named keep what was said of them."""
     known: dict[str, dict[str, Any]] = {}

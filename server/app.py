@@ -3,7 +3,7 @@ the client."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
@@ -16,7 +16,11 @@ from pathsynth import __version__
 from pathsynth.errors import PathSynthError
 from pathsynth.studio import Studio
 from server import resources
+from tools import generate_tissue_image
 from tools.wording import argument_problems, without_folders
+
+if TYPE_CHECKING:
+    from server.metrics import Metrics
 
 INSTRUCTIONS = (
     "PathSynth makes synthetic H&E tiles of the nine colorectal tissues of PathMNIST for teaching, and shows "
@@ -29,6 +33,8 @@ INSTRUCTIONS = (
 class PathSynthServer(MCPServer):
     """An MCP server whose failed calls answer in one sentence that the caller can act on."""
 
+    metrics: "Metrics | None" = None
+
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context | None = None
     ) -> CallToolResult | InputRequiredResult:
@@ -39,6 +45,19 @@ class PathSynthServer(MCPServer):
             ToolError: the call failed in a way that the caller can act on.
             UnexpectedToolError: the tool crashed; `__cause__` is what it raised.
         """
+        if self.metrics is None:
+            return await self._call_in_words(name, arguments, context)
+        # The name is the client's: one that is no tool must not become a time series.
+        is_known = name in {tool.name for tool in await self.list_tools()}
+        with self.metrics.call(name if is_known else "unknown"):
+            answer = await self._call_in_words(name, arguments, context)
+        if name == generate_tissue_image.NAME:
+            self.metrics.count_tiles(answer)
+        return answer
+
+    async def _call_in_words(
+        self, name: str, arguments: dict[str, Any], context: Context | None
+    ) -> CallToolResult | InputRequiredResult:
         try:
             return await super().call_tool(name, arguments, context)
         except UnexpectedToolError as error:
@@ -53,11 +72,13 @@ class PathSynthServer(MCPServer):
             raise
 
 
-def build_server(studio: Studio, image_folders: Sequence[Path] = ()) -> MCPServer:
+def build_server(
+    studio: Studio, image_folders: Sequence[Path] = (), metrics: "Metrics | None" = None
+) -> MCPServer:
     """An MCP server with every tool and resource over `studio`; nothing is loaded until a tool is called.
 
     Image paths are read only inside `image_folders`; with none, as befits every transport but stdio, paths
-    are refused.
+    are refused. Calls are counted in `metrics`.
     """
     server = PathSynthServer(
         "pathsynth",
@@ -67,6 +88,7 @@ def build_server(studio: Studio, image_folders: Sequence[Path] = ()) -> MCPServe
         version=__version__,
         log_level="WARNING",
     )
+    server.metrics = metrics
     tools.register(server, studio, image_folders)
     resources.register(server, studio)
     return server

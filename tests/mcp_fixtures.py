@@ -4,16 +4,26 @@ Every test that takes `client` runs twice: as a client of protocol revision 2026
 2025-11-25.
 """
 
-from collections.abc import AsyncIterator
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mcp import Client
+from mcp import Client, StdioServerParameters
 from mcp.server import MCPServer
 from mcp_types import CallToolResult, ImageContent, TextContent
 
+from server.access import transport_security
 from server.app import build_server
+from server.http import MCP_PATH, http_app, listen, uvicorn_server
+from server.metrics import Metrics
 from tests.fakes import FakeStudio
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -50,6 +60,71 @@ def mode(request: pytest.FixtureRequest) -> str:
 async def client(server: MCPServer, mode: str) -> AsyncIterator[Client]:
     async with Client(server, mode=mode) as connected:
         yield connected
+
+
+@contextmanager
+def served(
+    studio: FakeStudio,
+    *,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    allowed: Sequence[str] = (),
+    metrics: Metrics | None = None,
+) -> Iterator[str]:
+    """`studio` over HTTP on a free port, by a thread of this process; gives its address without a path."""
+    metrics = metrics or Metrics()
+    with listen(host, 0) as listener:
+        bound, port = listener.getsockname()
+        security = transport_security(host, allowed)
+        app = http_app(build_server(studio, metrics=metrics), studio, metrics, security, token)
+        server = uvicorn_server(app)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://{bound if bound != '0.0.0.0' else '127.0.0.1'}:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def served_apart(home: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A `FakeStudio` over HTTP by a process of its own; gives its address without a path, and the process."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.serve_fake", "http", str(home)],
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        cwd=REPOSITORY,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}", process
+        finally:
+            process.kill()
+
+
+@pytest.fixture(params=["memory", "stdio", "http"])
+async def any_client(request: pytest.FixtureRequest, studio: FakeStudio, mode: str) -> AsyncIterator[Client]:
+    """A client on each transport in both protocol eras: in memory, over the pipes of a subprocess, over
+    HTTP. Each server makes the same tiles; only images of `studio` are seen by the first and the last."""
+    if request.param == "memory":
+        async with Client(build_server(studio), mode=mode) as connected:
+            yield connected
+    elif request.param == "stdio":
+        parameters = StdioServerParameters(
+            command=sys.executable,
+            args=["-m", "tests.serve_fake", "stdio", str(studio.store.root)],
+            env=dict(os.environ),
+            cwd=REPOSITORY,
+        )
+        async with Client(parameters, mode=mode) as connected:
+            yield connected
+    else:
+        with served(studio) as address:
+            async with Client(address + MCP_PATH, mode=mode) as connected:
+                yield connected
 
 
 def texts(result: CallToolResult) -> list[str]:

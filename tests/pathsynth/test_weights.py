@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pathsynth.errors import WeightsError
-from pathsynth.weights import Manifest, Weights, default_folder, loading, write_manifest
+from pathsynth.weights import Manifest, Weights, default_folder, loading, looks_whole, write_manifest
 
 
 @pytest.fixture
@@ -65,6 +65,18 @@ def test_one_flipped_bit_is_noticed(folder: Path, position: int) -> None:
 def test_another_length_is_noticed(folder: Path, damage: Callable[[Path], object]) -> None:
     damage(folder / "validator" / "model.safetensors")
     assert "damaged" in refusal(folder)
+
+
+def test_looking_is_enough_to_miss_a_file_or_see_another_length_but_not_a_flipped_bit(folder: Path) -> None:
+    path = folder / "validator" / "model.safetensors"
+    assert looks_whole(folder)
+    path.write_bytes(b"1" + path.read_bytes()[1:])
+    assert looks_whole(folder)
+    path.write_bytes(path.read_bytes()[1:])
+    assert not looks_whole(folder)
+    path.unlink()
+    assert not looks_whole(folder)
+    assert not looks_whole(folder / "validator")
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
