@@ -72,6 +72,22 @@ class GenerationResult(Record):
     seconds: float
     model: str
     synthetic: Literal[True] = True
+    request_id: str | None = Field(
+        default=None,
+        description="Identity of the request: the same wishes to the same weights have the same.",
+    )
+    can_continue: bool = Field(
+        default=False,
+        description="True when the time ran out: the same request goes on where this one ended.",
+    )
+
+
+class Guess(Record):
+    """One tissue that an image may show, with its calibrated probability."""
+
+    tissue: str
+    label: str
+    confidence: float
 
 
 class Classification(Record):
@@ -81,6 +97,7 @@ class Classification(Record):
     tissue: str
     label: str
     confidence: float
+    top: list[Guess] = Field(description="The three likeliest tissues, the likeliest first.")
     probabilities: dict[str, float]
     in_distribution: bool = Field(
         description="False when the image does not look like a colorectal H&E tile."

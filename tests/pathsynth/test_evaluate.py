@@ -20,7 +20,8 @@ from pathsynth.evaluate import (
 )
 from pathsynth.records import MAX_SEED
 from pathsynth.tissues import CODES, TISSUES, Tissue
-from pathsynth.validator import Prediction, Validator
+from pathsynth.validator import Validator
+from pathsynth.verify import Prediction
 
 Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
