@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pathsynth.data import COUNTS
 from pathsynth.errors import PathSynthError
 from pathsynth.images import read_image, to_native
 from pathsynth.records import (
@@ -101,7 +102,9 @@ class FakeValidator:
     def predict(self, tiles: npt.NDArray[np.uint8]) -> list[Prediction]:
         asked = by_code(self._studio.request.tissue or "TUM").code
         other = "STR" if asked != "STR" else "MUS"
-        code = asked if self._studio.is_verified(self._studio.attempt_of(self._studio.proposed[-1])) else other
+        code = (
+            asked if self._studio.is_verified(self._studio.attempt_of(self._studio.proposed[-1])) else other
+        )
         return [Prediction(code, 0.95, probabilities_of(code), 0.1)]
 
 
@@ -124,6 +127,8 @@ class FakeStudio(Studio):
         self.data_error: PathSynthError | None = None
         self.committed: dict[str, Report] = {}
         self.sees: str | None = None
+        self.measures: int | None = None
+        self.time_budgets: list[float | None] = []
         self.asked: list[tuple[object, ...]] = []
 
     @property
@@ -202,13 +207,18 @@ class FakeStudio(Studio):
         )
 
     def evaluate_validator(
-        self, split: str, progress: Progress | None = None, time_budget: float | None = None
+        self,
+        split: Literal["val", "test"],
+        progress: Progress | None = None,
+        time_budget: float | None = None,
     ) -> Report:
         if self.data_error is not None:
             raise self.data_error
         self.asked.append(("validator", split))
         self._go_through_batches(progress)
-        return report("validator", split=split)
+        if self.measures is not None:
+            return report("validator", n=self.measures, split=split)
+        return report("validator", n=COUNTS[split], split=split)
 
     def evaluate_generator(
         self,
@@ -220,10 +230,11 @@ class FakeStudio(Studio):
         time_budget: float | None = None,
     ) -> Report:
         self.asked.append(("generator", per_class, seed))
+        self.time_budgets.append(time_budget)
         self._go_through_batches(progress)
         if self.pauses_before_attempt is not None:
             self.pause(check_cancelled)
-        return report("generator", n=9 * per_class, seed=seed)
+        return report("generator", n=self.measures or 9 * per_class, seed=seed)
 
     def _go_through_batches(self, progress: Progress | None) -> None:
         for step in range(1, self.progress_steps + 1):

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from mcp import Client
-from mcp.server import MCPServer
 from mcp_types import CallToolResult, ImageContent, TextContent
 
-from server.app import build_server
+from server.app import PathSynthServer, build_server
 from tests.fakes import FakeStudio
 
 
@@ -35,7 +34,7 @@ def pictures_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(studio: FakeStudio, pictures_folder: Path) -> MCPServer:
+def server(studio: FakeStudio, pictures_folder: Path) -> PathSynthServer:
     return build_server(studio, image_folders=[pictures_folder])
 
 
@@ -47,7 +46,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def client(server: MCPServer, mode: str) -> AsyncIterator[Client]:
+async def client(server: PathSynthServer, mode: str) -> AsyncIterator[Client]:
     async with Client(server, mode=mode) as connected:
         yield connected
 
