@@ -143,8 +143,8 @@ def _check_header(image: Image.Image, name: str) -> None:
         )
     if _inflates(image):
         raise ImageError(
-            f"{name} is a small file that claims {image.width} x {image.height} px, so it is next to empty or "
-            "made to fill memory; cut out the tile that is meant and give only that."
+            f"{name} is a small file that claims {image.width} x {image.height} px, so it is empty or made "
+            "to fill memory; cut out the tile that is meant and give only that."
         )
     try:
         animated = getattr(image, "is_animated", False) and image.format != _SINGLE_PICTURE_DESPITE_FRAMES

@@ -5,6 +5,7 @@ content: the answer is compact JSON text, a note, PNG images and resource links,
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from mcp.server import MCPServer
@@ -33,6 +34,9 @@ from tools.queue import Line, WorkQueue
 NAME = "generate_tissue_image"
 MAX_TILES = 9
 MAX_TRIES = 100
+
+_DRAWN_ANSWERS = 16
+"""Answers that are kept as they were sent: drawing nine tiles takes several times as long as finding them."""
 
 DESCRIPTION = (
     "Make synthetic H&E histopathology tiles of colorectal tissue. Every tile shown was verified: a "
@@ -139,6 +143,12 @@ def link(tile: TileRecord, file_size: int) -> ResourceLink:
 
 def register(server: MCPServer, studio: Studio, queue: WorkQueue) -> None:
     """Add `generate_tissue_image` to `server`; calls take their turns in `queue`."""
+
+    @lru_cache(_DRAWN_ANSWERS)
+    def drawn(result_json: str, include_rejected: bool) -> tuple[ContentBlock, ...]:
+        result = GenerationResult.model_validate_json(result_json)
+        rejected = studio.rejected_tiles(result) if include_rejected else ()
+        return tuple(answer(result, studio.store, rejected))
 
     @server.tool(
         name=NAME,
@@ -253,4 +263,4 @@ def register(server: MCPServer, studio: Studio, queue: WorkQueue) -> None:
             except OutOfTimeError:
                 if result is None:
                     raise
-        return answer(result, studio.store, studio.rejected_tiles(result) if include_rejected else ())
+        return list(drawn(result.model_dump_json(), include_rejected))

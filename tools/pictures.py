@@ -31,7 +31,7 @@ REJECTED_BYTES = 60_000
 
 MAX_REJECTED = 24
 
-_SHEET_EDGES = (224, 168, 112, 84, 56, 28)
+_SHEET_EDGES = (28, 56, 84, 112, 168, 224)
 _SHEET_COLUMNS = 3
 _REJECTED_EDGES = (112, 84, 56, 28)
 _REJECTED_COLUMNS = 6
@@ -58,14 +58,27 @@ def show(tiles: Sequence[Tile], captions: Sequence[str], limit: int = PICTURE_BY
     bytes; otherwise one contact sheet of three columns with `captions`, at the largest tile edge that fits.
     """
     enlarged = any(len(tile) < SHOWN_EDGE for tile in tiles)
-    single = tuple(encode_png(_at_least(tile, SHOWN_EDGE), None) for tile in tiles)
-    if len(single) <= 1 or sum(map(len, single)) <= limit:
-        return Pictures(single, enlarged, sheet=False)
-    for edge in _SHEET_EDGES:
-        sheet = contact_sheet([upscale(tile, edge) for tile in tiles], captions, _SHEET_COLUMNS)
-        file = encode_png(_at_least(sheet, SHOWN_EDGE), None)
-        if len(file) <= limit:
+    single: list[bytes] = []
+    for tile in tiles:
+        single.append(encode_png(_at_least(tile, SHOWN_EDGE), None))
+        if len(tiles) > 1 and sum(map(len, single)) > limit:
             break
+    else:
+        return Pictures(tuple(single), enlarged, sheet=False)
+
+    def sheet_of(edge: int) -> bytes:
+        sheet = contact_sheet([upscale(tile, edge) for tile in tiles], captions, _SHEET_COLUMNS)
+        return encode_png(_at_least(sheet, SHOWN_EDGE), None)
+
+    # Halving, since encoding is what an answer from the store waits for.
+    file, fitting, too_large = b"", 0, len(_SHEET_EDGES)
+    while fitting < too_large:
+        middle = (fitting + too_large) // 2
+        tried = sheet_of(_SHEET_EDGES[middle])
+        if len(tried) <= limit or middle == 0:
+            file, fitting = tried, middle + 1
+        else:
+            too_large = middle
     return Pictures((file,), enlarged, sheet=True)
 
 

@@ -46,9 +46,9 @@ def out_of_time_at(studio: FakeStudio, step: int) -> None:
 def test_a_repeated_request_is_answered_as_it_was_without_any_model(tmp_path: Path) -> None:
     first = opened(tmp_path).generate(request())
     again = opened(tmp_path)
-    started = time.perf_counter()
+    started = time.process_time()
     assert again.generate(request()).model_dump_json() == first.model_dump_json()
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
     assert again.proposed == []
     assert (first.verified, first.can_continue) == (True, False)
 

@@ -134,7 +134,7 @@ async def test_a_call_given_up_at_any_moment_frees_the_next_one(
 
 NONSENSE: tuple[Any, ...] = (
     "", " ", "TUM", "tum", "LIVER", "x" * 2000, "\x00", "\ufffe", "\U0001f52c" * 50, "a\nb", "%s%n", "{}",
-    "${HOME}", "../../etc/passwd", "/etc/passwd", "~/.ssh/id_rsa", "file:///etc/passwd", "C:\\Windows\\win.ini",
+    "${HOME}", "../../etc/passwd", "/etc/passwd", "~/.ssh/id_rsa", "file:///etc/passwd", "C:\\win.ini",
     "'; DROP TABLE x", "data:image/png;base64,", "data:image/png;base64,AAAA", "https://example.org/x.png",
     "0123456789abcdef", "0123456789ab", "<svg/>", "null", "1e999", "-0", "validator", "generator", "val",
     "test", None, True, False, 0, 1, -1, 9, 28, 224, 0.5, -0.5, 1.5, 1e308, 10**30, 2**32 - 1, 2**32,
@@ -205,7 +205,7 @@ async def test_very_many_calls_do_not_fill_the_memory(client: Client, studio: Fa
             await client.call_tool("list_tissues", {"glossary": True})
             await client.call_tool("evaluate_model", {"what": "generator", "per_class": 1})
 
-    warm_up = max(10, IN_A_ROW // 50)
+    warm_up = 20
     await calls(0, warm_up)
     before = resident_bytes()
     await calls(warm_up, warm_up + max(1, IN_A_ROW // 5))
@@ -222,9 +222,11 @@ from pathsynth.images import read_image
 
 def png(width, height, body):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", header) + body(chunk) + chunk(b"IEND", b"")
+    signature = b"\\x89PNG\\r\\n\\x1a\\n"
+    return signature + chunk(b"IHDR", header) + body(chunk) + chunk(b"IEND", b"")
 
 def zeros(size):
     packer = zlib.compressobj(9)
@@ -239,7 +241,8 @@ def bombs():
     yield png(50_000, 50_000, lambda chunk: chunk(b"IDAT", zeros(1 << 24)))
     yield png(8_000, 7_900, lambda chunk: chunk(b"IDAT", zeros(8_000 * 7_900 * 3 + (1 << 20))))
     for kind in (b"zTXt", b"iCCP"):
-        yield png(64, 64, lambda chunk: chunk(kind, b"a\\0\\0" + zeros(1 << 28)) + chunk(b"IDAT", zeros(1 << 20)))
+        text = b"a\\0\\0" + zeros(1 << 28)
+        yield png(64, 64, lambda chunk: chunk(kind, text) + chunk(b"IDAT", zeros(1 << 20)))
     yield saved("TIFF", 7_000, 7_000)[:500_000]
     yield b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + bytes(100)
     yield b"RIFF\\x1e\\0\\0\\0WEBPVP8X\\n\\0\\0\\0" + bytes(4) + (16_382).to_bytes(3, "little") * 2
@@ -265,6 +268,7 @@ def test_images_made_to_fill_the_memory_are_refused_before_they_do() -> None:
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
+        check=False,
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
