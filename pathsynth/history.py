@@ -6,6 +6,7 @@ image store. Attempts depend on their seed alone, so a request goes on from its 
 stopped, in the same process or another.
 """
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,8 @@ class RequestHistory:
 
     def load(self, request_id: str) -> Remembered | None:
         """What is remembered of a request; None when there is nothing, or nothing that can be read."""
+        if re.fullmatch(REQUEST_ID_PATTERN, request_id) is None:
+            return None
         try:
             remembered = Remembered.model_validate_json((self._requests / f"{request_id}.json").read_bytes())
         except (OSError, ValidationError):

@@ -279,18 +279,20 @@ class Studio:
         """
         from pathsynth.verify import LoopRequest, verified_tiles
 
-        started = time.monotonic()
+        deadline = _deadline(time.monotonic(), request.time_budget)
         known = self.recall(request)
         if known is not None and not known.can_continue:
             return known
-        deadline = _deadline(started, request.time_budget)
         tissue = self.resolve(request.description, request.tissue if known is None else known.tissue)
         request_id = self.request_id(request)
         with self._generating:
+            started = time.monotonic()
             with self._models:
                 generator, validator, is_near_copy = self._generator, self._validator, self._is_near_copy
                 context = generator.context_of(tissue, request.description, lambda: self._encoder)
             known = self.recall(request)  # another thread may have gone on with it
+            if known is not None and not known.can_continue:
+                return known
             tiles = [] if known is None else list(known.tiles)
             rejected = [] if known is None else list(known.rejected)
             spent = 0.0 if known is None else known.seconds

@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from itertools import count
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -112,14 +111,13 @@ async def test_a_call_given_up_at_any_moment_frees_the_next_one(
     moments = random.Random(0)
     waits: list[float] = []
     for number in range(CANCELLATIONS):
-        with anyio.move_on_after(moments.uniform(0, 0.3)):
+        with anyio.move_on_after(moments.uniform(0, 0.3)) as call:
             arguments = {"tissue": "TUM", "count": 9, "seed": 1000 * number}
             await client.call_tool("generate_tissue_image", arguments)
-        gave_up = time.perf_counter()
         with anyio.fail_after(10):
             while server.queue.running or server.queue.waiting:
                 await anyio.lowlevel.checkpoint()
-        waits.append(time.perf_counter() - gave_up)
+        waits.append(anyio.current_time() - call.deadline)
     studio.on_step = lambda: None
     with anyio.fail_after(10):
         assert not (await client.call_tool("generate_tissue_image", {"tissue": "ADI"})).is_error
@@ -243,13 +241,12 @@ def bombs():
     for kind in (b"zTXt", b"iCCP"):
         text = b"a\\0\\0" + zeros(1 << 28)
         yield png(64, 64, lambda chunk: chunk(kind, text) + chunk(b"IDAT", zeros(1 << 20)))
-    yield saved("TIFF", 7_000, 7_000)[:500_000]
+    yield saved("TIFF", 3_000, 3_000)
     yield b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + bytes(100)
     yield b"RIFF\\x1e\\0\\0\\0WEBPVP8X\\n\\0\\0\\0" + bytes(4) + (16_382).to_bytes(3, "little") * 2
     yield b"P6 60000 60000 255\\n" + bytes(1000)
 
 files = list(bombs())
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for file in files:
     try:
         read_image(file)
@@ -257,7 +254,7 @@ for file in files:
         assert "\\n" not in str(error)
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
@@ -272,5 +269,5 @@ def test_images_made_to_fill_the_memory_are_refused_before_they_do() -> None:
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    print(f"\nbombs: {int(done.stdout) / 1e6:.0f} MB")
+    print(f"\nbombs: {int(done.stdout) / 1e6:.0f} MB for the whole process")
     assert int(done.stdout) < BOMB_BYTES
