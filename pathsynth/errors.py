@@ -28,5 +28,9 @@ class StoreError(PathSynthError):
     """The image store cannot be written or does not hold what was asked for."""
 
 
+class OutOfTimeError(PathSynthError):
+    """The time that a call may take is spent, and nothing can be answered yet."""
+
+
 class TrainingError(PathSynthError):
     """A training run cannot start, go on, or be resumed."""

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pathsynth.data import Split
-from pathsynth.errors import RequestError
+from pathsynth.errors import OutOfTimeError, RequestError
 from pathsynth.images import to_native
 from pathsynth.records import (
     MAX_SEED,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Labels = npt.NDArray[np.int64]
 Propose = Callable[[Tissue, Sequence[int]], npt.NDArray[np.uint8]]
 Progress = Callable[[int, int, str], None]
-BATCH = 25
+BATCH = 256
 BOOTSTRAP_SAMPLES = 1000
 LOOP_CONFIDENCE = 0.9
 LOOP_ATTEMPTS_PER_TILE = 30
@@ -148,24 +148,37 @@ def evaluate_validator(
     *,
     train: Split | None = None,
     seed: int = 0,
+    deadline: float | None = None,
 ) -> FullReport:
     """The validator on every tile of a split; headline accuracy, calibration as expected calibration error
     (15 bins), reliability diagram and selective accuracy.
 
+    With `deadline`, a time of `time.monotonic`, the tiles come in an order drawn by `seed`, and the report is
+    of those that were named by then.
+
     With `train`, also what colour alone achieves (fitted on `train`), the accuracy on disturbed tiles, and
     how well images that are no such tiles are told apart; `seed` draws what these need.
     """
-    started = time.monotonic()
-
-    def on_batch(done: int, total: int) -> None:
+    started, total = time.monotonic(), len(split)
+    order = np.arange(total) if deadline is None else np.random.default_rng(seed).permutation(total)
+    parts: list[torch.Tensor] = []
+    for first in range(0, total, BATCH):
+        if deadline is not None and time.monotonic() >= deadline:
+            break
         if progress is not None:
-            progress(done, total, f"{done:,} of {total:,} tiles of {split.name}")
-
-    probabilities = validator.probabilities(split.images, on_batch)
+            progress(first, total, f"{first:,} of {total:,} tiles of {split.name}")
+        parts.append(validator.probabilities(split.images[order[first : first + BATCH]]))
+    if not parts:
+        raise OutOfTimeError(
+            "The time was spent before the first tile was named; `pathsynth evaluate` has no limit."
+        )
+    probabilities = torch.cat(parts)
+    measured = order[: len(probabilities)]
+    probabilities, labels = probabilities[np.argsort(measured)], split.labels[np.sort(measured)]
     named = probabilities.argmax(1).numpy()
     ece = multiclass_calibration_error(
         probabilities,
-        torch.from_numpy(split.labels),
+        torch.from_numpy(labels),
         num_classes=len(TISSUES),
         n_bins=CALIBRATION_BINS,
         norm="l1",
@@ -181,25 +194,25 @@ def evaluate_validator(
             "stress": stress(validator, split, named, model, progress),
         }
     return FullReport.model_validate(
-        _figures(split.labels, named)
+        _figures(labels, named)
         | {
             "what": "validator",
             "headline": "accuracy",
             "split": split.name,
             "seed": None,
-            "ci95": bootstrap_interval(split.labels, named, accuracy),
+            "ci95": bootstrap_interval(labels, named, accuracy),
             "ece": float(ece),
             "reliability": Reliability(
                 split=split.name,
-                n=len(split),
+                n=len(labels),
                 model=model,
-                bins=reliability_bins(probabilities, split.labels),
+                bins=reliability_bins(probabilities, labels),
             ),
             "selective": Selective(
                 split=split.name,
-                n=len(split),
+                n=len(labels),
                 model=model,
-                points=selective_curve(probabilities, split.labels),
+                points=selective_curve(probabilities, labels),
             ),
             "seconds": round(time.monotonic() - started, 2),
             "data": split.sha256,
@@ -264,19 +277,30 @@ class FirstTiles:
 def first_tiles(
     propose: Propose, per_class: int, seed: int, model: str, progress: Progress | None = None
 ) -> FirstTiles:
-    """`per_class` tiles of every tissue with seeds from `seed` on, none discarded, scaled to 28 px."""
+    """`per_class` tiles of every tissue with seeds from `seed` on, none discarded, scaled to 28 px.
+
+    One of each tissue is made after the other. When `propose` raises OutOfTimeError, the tiles are those made
+    before, all of them if every tissue has one. The arrays hold one tissue after the other.
+
+    Raises:
+        OutOfTimeError: the time was spent before every tissue had a tile.
+    """
     asked: list[int] = []
-    made = []
+    made: list[npt.NDArray[np.uint8]] = []
     total = per_class * len(TISSUES)
-    for tissue in TISSUES:
-        for first in range(0, per_class, BATCH):
-            if progress is not None:
-                progress(len(asked), total, f"{tissue.label}: {len(asked)} of {total} tiles")
-            last = min(first + BATCH, per_class)
-            seeds = [(seed + tissue.index * per_class + i) % (MAX_SEED + 1) for i in range(first, last)]
-            made.append(np.stack([to_native(tile) for tile in propose(tissue, seeds)]))
-            asked += [tissue.index] * len(made[-1])
-    return FirstTiles(np.concatenate(made), np.array(asked, dtype=np.int64), seed, model)
+    try:
+        for i in range(per_class):
+            for tissue in TISSUES:
+                if progress is not None:
+                    progress(len(made), total, f"{tissue.label}: {len(made)} of {total} tiles")
+                (tile,) = propose(tissue, [(seed + tissue.index * per_class + i) % (MAX_SEED + 1)])
+                made.append(to_native(tile))
+                asked.append(tissue.index)
+    except OutOfTimeError:
+        if len(made) < len(TISSUES):
+            raise
+    order = np.argsort(asked, kind="stable")
+    return FirstTiles(np.stack(made)[order], np.array(asked, dtype=np.int64)[order], seed, model)
 
 
 def evaluate_generator(
@@ -289,7 +313,7 @@ def evaluate_generator(
     progress: Progress | None = None,
 ) -> Report:
     """First-shot tiles, none discarded: `per_class` of every tissue with seeds from `seed` on, named by the
-    validator.
+    validator; as many as `first_tiles` makes.
     """
     started = time.monotonic()
     made = first_tiles(propose, per_class, seed, model, progress)

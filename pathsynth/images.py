@@ -22,6 +22,10 @@ Picture = npt.NDArray[np.uint8]
 
 NATIVE_EDGE: Final = 28
 MAX_PIXELS: Final = 64_000_000
+MAX_INFLATION: Final = 200
+"""How many times its file size an image above `_ALWAYS_READ` pixels may take; no photograph comes near."""
+
+_ALWAYS_READ: Final = 4_000_000
 
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _FORMAT_NAMES: Final = "PNG, JPEG, WebP, TIFF, BMP, GIF or PNM"
@@ -206,6 +210,11 @@ def _check_header(image: Image.Image, name: str) -> None:
             f"{name} is {image.width} x {image.height} px, more than {MAX_PIXELS // 1_000_000} megapixels; "
             "cut out the tile that is meant and give only that."
         )
+    if _inflates(image):
+        raise ImageError(
+            f"{name} is a small file that claims {image.width} x {image.height} px, so it is empty or made "
+            "to fill memory; cut out the tile that is meant and give only that."
+        )
     try:
         animated = getattr(image, "is_animated", False) and image.format != _SINGLE_PICTURE_DESPITE_FRAMES
     except _BROKEN as error:
@@ -214,6 +223,18 @@ def _check_header(image: Image.Image, name: str) -> None:
         raise ImageError(
             f"{name} holds several pictures (an animation or pages); save the one that is meant on its own."
         )
+
+
+def _inflates(image: Image.Image) -> bool:
+    """Whether so small a file holds so many pixels that decoding it would only cost memory."""
+    pixels = image.width * image.height
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if pixels <= _ALWAYS_READ or file is None:
+        return False
+    place = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(place)
+    return 3 * pixels > MAX_INFLATION * size
 
 
 def _decode(image: Image.Image, name: str) -> Picture:

@@ -3,7 +3,7 @@
 The same keys mean the same thing in the command line, the MCP tools, the image store and the reports.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,10 +19,17 @@ IMAGE_ID_PATTERN = r"^[0-9a-f]{16}$"
 RejectedFor = Literal["other tissue", "low confidence", "out of distribution", "near copy"]
 
 
+def _without_titles(schema: dict[str, Any]) -> None:
+    """Drop the titles of the keys from a JSON schema: they repeat the keys and cost every client words."""
+    schema.pop("title", None)
+    for key in schema.get("properties", {}).values():
+        key.pop("title", None)
+
+
 class Record(BaseModel):
     """Base of every answer: immutable, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_without_titles)
 
 
 class AttemptRecord(Record):
@@ -72,6 +79,22 @@ class GenerationResult(Record):
     seconds: float
     model: str
     synthetic: Literal[True] = True
+    request_id: str | None = Field(
+        default=None,
+        description="Identity of the request: the same wishes to the same weights have the same.",
+    )
+    can_continue: bool = Field(
+        default=False,
+        description="True when the time ran out: the same request goes on where this one ended.",
+    )
+
+
+class Guess(Record):
+    """One tissue that an image may show, with its calibrated probability."""
+
+    tissue: str
+    label: str
+    confidence: float
 
 
 class SyntheticOrigin(Record):
@@ -103,6 +126,7 @@ class Classification(Record):
     tissue: str
     label: str
     confidence: float
+    top: list[Guess] = Field(description="The three likeliest tissues, the likeliest first.")
     probabilities: dict[str, float]
     in_distribution: bool = Field(
         description="False when the image does not look like a colorectal H&E tile."

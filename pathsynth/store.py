@@ -217,7 +217,7 @@ class ImageStore:
         for folder in (self._images, self._records):
             folder.mkdir(parents=True, exist_ok=True)
             if not self._is_swept:
-                _sweep(folder)
+                sweep(folder)
         self._is_swept = True
 
     @contextmanager
@@ -292,8 +292,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove temporary files that are older than an hour: whoever wrote them was killed."""
+def sweep(folder: Path) -> None:
+    """Remove temporary files of `write_atomically` older than an hour: whoever wrote them was killed."""
     oldest = time.time() - _STALE_SECONDS
     for path in folder.glob(f".*{_PARTIAL}"):
         with suppress(OSError):

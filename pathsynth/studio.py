@@ -5,9 +5,10 @@ Importing this module and creating a `Studio` loads no model and imports no torc
 handshake first.
 """
 
+import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pathsynth.errors import RequestError, StoreError, WeightsError
+from pathsynth.errors import OutOfTimeError, RequestError, StoreError, WeightsError
+from pathsynth.history import Remembered, RequestHistory
 from pathsynth.images import Picture, read_image_and_xmp, to_native
 from pathsynth.likeness import shows_tile
 from pathsynth.provenance import ClaimedTile, claimed_tiles
@@ -29,6 +31,7 @@ from pathsynth.records import (
     Classification,
     FullReport,
     GenerationResult,
+    Guess,
     Report,
     SyntheticOrigin,
     TileRecord,
@@ -41,18 +44,21 @@ if TYPE_CHECKING:
     from pathsynth.generator import Generator
     from pathsynth.stable_diffusion import StableDiffusionGenerator
     from pathsynth.text import TextEncoder, TissueResolver
-    from pathsynth.validator import Prediction, Validator
-    from pathsynth.verify import Attempt, IsNearCopy
+    from pathsynth.validator import Validator
+    from pathsynth.verify import Attempt, IsNearCopy, Prediction
     from pathsynth.weights import Weights
 
 Progress = Callable[[int, int, str], None]
 CheckCancelled = Callable[[], None]
 NATIVE_SIZE = 28
+_REQUEST_ID_LENGTH = 12
+_LIKELIEST = 3
 
 
 class GenerationRequest(BaseModel):
-    """A request for verified tiles. `time_budget` in seconds, loading the models included; after it no new
-    proposals are started.
+    """A request for verified tiles. `time_budget` in seconds, loading the models included; when it is spent,
+    the proposal under way is given up between two denoising steps. It is no part of what is asked for: the
+    same wishes with another budget are the same request.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,7 +90,9 @@ class GenerationRequest(BaseModel):
 
 
 class Studio:
-    """Generate, classify, evaluate. One lock guards the models, so threads may share a studio.
+    """Generate, classify, evaluate. Threads may share a studio: one at a time loads models, one at a time
+    generates, and the validator takes one batch at a time, so a classification does not wait for a generation
+    to end.
 
     With `base`, the folder or hub id of a Stable Diffusion checkpoint, that one generates, with its adapter
     `lora` if there is one; everything else stays the same. Tiles are then stored at the resolution they were
@@ -101,12 +109,20 @@ class Studio:
         self._weights_folder = weights
         self._base, self._lora = base, lora
         self._store = ImageStore(home)
-        self._models = threading.RLock()
+        self._models = threading.RLock()  # while models are loaded, and for the text encoder
+        self._generating = threading.RLock()
 
     @property
     def store(self) -> ImageStore:
         """Where delivered tiles are kept."""
         return self._store
+
+    @property
+    def weights_folder(self) -> Path:
+        """The folder of the weights, whether or not they are there; nothing is read."""
+        from pathsynth.weights import default_folder
+
+        return self._weights_folder or default_folder()
 
     @cached_property
     def weights(self) -> "Weights":
@@ -126,9 +142,22 @@ class Studio:
         return "present" if looks_whole(self._weights_folder) else "missing or damaged"
 
     @property
+    def history(self) -> RequestHistory:
+        """What was asked before, beside the image store."""
+        return RequestHistory(self.store.root)
+
+    @property
     def model(self) -> str:
-        """Short hash of the weights, and of base and adapter where they generate."""
-        return self.weights.model if self._base is None else self._stable_diffusion_model
+        """Short hash of the weights, and of base and adapter where they generate. Only the manifest is read,
+        unless a checkpoint generates.
+        """
+        return self._manifest_model if self._base is None else self._stable_diffusion_model
+
+    @cached_property
+    def _manifest_model(self) -> str:
+        from pathsynth.weights import read_manifest
+
+        return read_manifest(self.weights_folder).model
 
     @cached_property
     def _validator(self) -> "Validator":
@@ -184,10 +213,64 @@ class Studio:
         """
         if tissue is not None:
             return by_code(tissue)
-        from pathsynth.text import named_tissue
-
         with self._models:
+            from pathsynth.text import named_tissue
+
             return named_tissue(description) or self._resolver.resolve(description)
+
+    def request_id(self, request: GenerationRequest) -> str:
+        """Identity of a request: 12 hexadecimal digits of the SHA-256 over its wishes and the weights."""
+        wishes = request.model_copy(update={"tissue": _asked_code(request)})
+        text = f"{wishes.model_dump_json(exclude={'time_budget'})} {self.model}"
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:_REQUEST_ID_LENGTH]
+
+    def remembered_request(self, request_id: str) -> GenerationRequest:
+        """The request of an earlier answer, to go on with it.
+
+        Raises:
+            RequestError: no such request is remembered, or it was made to other weights.
+        """
+        remembered = self.history.load(request_id)
+        if remembered is None:
+            raise RequestError(
+                f"No request {request_id[:20]!r} is remembered; "
+                "give the `request_id` of an earlier answer, or make the request anew."
+            )
+        result = remembered.result
+        if result.model != self.model:
+            raise RequestError(
+                f"The request {request_id} was made to other weights ({result.model}); make the request anew."
+            )
+        return GenerationRequest.checked(
+            description=result.description,
+            tissue=remembered.tissue,
+            count=result.count,
+            seed=result.seed,
+            size=result.size,
+            min_confidence=result.min_confidence,
+            max_attempts=remembered.max_attempts,
+        )
+
+    def recall(self, request: GenerationRequest) -> GenerationResult | None:
+        """What is known of a request without any model: its result, or as much of it as there is so far.
+
+        A tile that is no longer in the store, and what was tried after it, does not count. None when nothing
+        is known.
+        """
+        remembered = self.history.load(self.request_id(request))
+        if remembered is None:
+            return None
+        result, tried = remembered.result, 0
+        for place, tile in enumerate(result.tiles):
+            tried += tile.attempts
+            try:
+                self.store.get(tile.image_id)
+            except StoreError:
+                earlier = {(result.seed + step) % (MAX_SEED + 1) for step in range(tried - 1)}
+                rejected = [attempt for attempt in result.rejected if attempt.seed in earlier]
+                tissue = by_code(result.tissue)
+                return self._result(request, tissue, result.tiles[:place], rejected, result.seconds)
+        return result
 
     def generate(
         self,
@@ -198,43 +281,97 @@ class Studio:
     ) -> GenerationResult:
         """Verified tiles for a request, each put into the store as soon as it is kept.
 
+        A request is remembered: made again, it goes on where it ended, and once it is done its result comes
+        from the store as it was.
+
         Args:
-            on_attempt: hears of every attempt with the number of tiles kept so far; may raise to stop.
+            on_attempt: hears of every attempt that is made now, with the number of tiles kept so far; may
+            raise to
+                stop.
             check_cancelled: called between denoising steps; may raise to stop.
         """
         from pathsynth.verify import LoopRequest, verified_tiles
 
-        started = time.monotonic()
-        tissue = self.resolve(request.description, request.tissue)
-        tiles: list[TileRecord] = []
-        rejected: list[AttemptRecord] = []
-        since_kept = 0
-        with self._models:
-            context = self._generator.context_of(tissue, request.description, lambda: self._encoder)
+        deadline = _deadline(time.monotonic(), request.time_budget)
+        known = self.recall(request)
+        if known is not None and not known.can_continue:
+            return known
+        tissue = self.resolve(request.description, request.tissue if known is None else known.tissue)
+        request_id = self.request_id(request)
+        with self._generating:
+            started = time.monotonic()
+            with self._models:
+                generator, validator, is_near_copy = self._generator, self._validator, self._is_near_copy
+                context = generator.context_of(tissue, request.description, lambda: self._encoder)
+            known = self.recall(request)  # another thread may have gone on with it
+            if known is not None and not known.can_continue:
+                return known
+            tiles = [] if known is None else list(known.tiles)
+            rejected = [] if known is None else list(known.rejected)
+            spent = 0.0 if known is None else known.seconds
+            since_kept = len(tiles) + len(rejected) - sum(tile.attempts for tile in tiles)
+            self.history.sweep()
+
+            def so_far() -> GenerationResult:
+                seconds = spent + time.monotonic() - started
+                return self._result(request, tissue, tiles, rejected, seconds)
 
             def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-                return self._generator.propose(context, seeds, on_step=check_cancelled)
+                return generator.propose(context, seeds, on_step=_between_steps(check_cancelled, deadline))
 
-            predict, is_near_copy = self._validator.predict, self._is_near_copy
-            budget = request.time_budget
             loop = LoopRequest(
                 tissue,
                 request.count,
                 request.seed,
                 request.min_confidence,
                 request.max_attempts,
-                None if budget is None else budget - (time.monotonic() - started),
+                None if deadline is None else deadline - time.monotonic(),
+                kept=len(tiles),
+                tried=len(tiles) + len(rejected),
             )
-            for attempt in verified_tiles(loop, propose, predict, is_near_copy):
-                since_kept += 1
-                seen = _attempt_record(attempt)
-                if attempt.verified:
-                    tiles.append(self._keep(attempt, tissue, request.description, since_kept))
-                    since_kept = 0
-                else:
-                    rejected.append(seen)
-                if on_attempt is not None:
-                    on_attempt(seen, len(tiles))
+            try:
+                for attempt in verified_tiles(loop, propose, validator.predict, is_near_copy):
+                    since_kept += 1
+                    seen = _attempt_record(attempt)
+                    if attempt.verified:
+                        tiles.append(self._keep(attempt, tissue, request.description, since_kept))
+                        since_kept = 0
+                    else:
+                        self.history.save_rejected(request_id, attempt.seed, attempt.tile)
+                        rejected.append(seen)
+                    self._remember(request, so_far())
+                    if on_attempt is not None:
+                        on_attempt(seen, len(tiles))
+            except OutOfTimeError:
+                pass
+            result = so_far()
+            self._remember(request, result)
+        return result
+
+    def rejected_tiles(self, result: GenerationResult) -> list[tuple[AttemptRecord, npt.NDArray[np.uint8]]]:
+        """The rejected attempts of a result whose 28-px tiles (28, 28, 3) are still there."""
+        if result.request_id is None:
+            return []
+        found = []
+        for attempt in result.rejected:
+            tile = self.history.rejected(result.request_id, attempt.seed)
+            if tile is not None:
+                found.append((attempt, tile))
+        return found
+
+    def _remember(self, request: GenerationRequest, result: GenerationResult) -> None:
+        self.history.save(
+            Remembered(tissue=_asked_code(request), max_attempts=request.max_attempts, result=result)
+        )
+
+    def _result(
+        self,
+        request: GenerationRequest,
+        tissue: Tissue,
+        tiles: Sequence[TileRecord],
+        rejected: Sequence[AttemptRecord],
+        seconds: float,
+    ) -> GenerationResult:
         attempts = len(tiles) + len(rejected)
         return GenerationResult(
             tissue=tissue.code,
@@ -246,11 +383,13 @@ class Studio:
             seed=request.seed,
             size=request.size,
             min_confidence=request.min_confidence,
-            tiles=tiles,
-            rejected=rejected,
+            tiles=list(tiles),
+            rejected=list(rejected),
             message=_message(request, tissue, len(tiles), attempts),
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(seconds, 3),
             model=self.model,
+            request_id=self.request_id(request),
+            can_continue=len(tiles) < request.count and attempts < request.max_attempts,
         )
 
     def _keep(self, attempt: "Attempt", tissue: Tissue, description: str, attempts: int) -> TileRecord:
@@ -282,13 +421,15 @@ class Studio:
         image, xmp = read_image_and_xmp(source)
         native = to_native(image)
         with self._models:
-            prediction = self._validator.predict(native[np.newaxis])[0]
+            validator = self._validator
+        prediction = validator.predict(native[np.newaxis])[0]
         origin = self.synthetic_origin(image, xmp)
         return Classification(
             image=name,
             tissue=prediction.code,
             label=by_code(prediction.code).label,
             confidence=prediction.confidence,
+            top=likeliest(prediction.probabilities),
             probabilities=prediction.probabilities,
             in_distribution=prediction.in_distribution,
             ood_score=prediction.ood_score,
@@ -317,14 +458,28 @@ class Studio:
             return _claimed_origin(claims[0], is_stored=self.store.has(claims[0].image_id))
         return _claimed_sheet(claims) if claims else None
 
-    def evaluate_validator(self, split: Literal["val", "test"], progress: Progress | None = None) -> Report:
-        """The validator on all of a split. Raises DataError when PathMNIST is not there."""
-        from pathsynth.data import load_split
-        from pathsynth.evaluate import evaluate_validator
+    def evaluate_validator(
+        self,
+        split: Literal["val", "test"],
+        progress: Progress | None = None,
+        time_budget: float | None = None,
+    ) -> Report:
+        """The validator on all of a split, or on as many of its tiles, drawn at random, as are done when
+        `time_budget` (seconds) is spent.
 
-        tiles = load_split(split)
+        Raises:
+            DataError: PathMNIST is not there.
+            OutOfTimeError: the time was spent before the first batch was done.
+        """
+        started = time.monotonic()
         with self._models:
-            return evaluate_validator(self._validator, tiles, self.model, progress)
+            from pathsynth.data import load_split
+            from pathsynth.evaluate import evaluate_validator
+
+            tiles, validator = load_split(split), self._validator
+        return evaluate_validator(
+            validator, tiles, self.model, progress, deadline=_deadline(started, time_budget)
+        )
 
     def study_validator(self, split: Literal["val", "test"], progress: Progress | None = None) -> FullReport:
         """As `evaluate_validator`, with baselines, stress and out-of-distribution figures; takes minutes.
@@ -349,13 +504,8 @@ class Studio:
         """The first `per_class` tiles of every tissue, none discarded, for `study_generator`."""
         from pathsynth.evaluate import first_tiles
 
-        with self._models:
-            contexts = [self._generator.context_of(t, t.label, lambda: self._encoder) for t in TISSUES]
-
-            def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-                return self._generator.propose(contexts[tissue.index], seeds, on_step=check_cancelled)
-
-            return first_tiles(propose, per_class, seed, self.model, progress)
+        with self._generating:
+            return first_tiles(self._propose_first(check_cancelled), per_class, seed, self.model, progress)
 
     def evaluate_tiles(
         self, tiles: "FirstTiles", judge: bool = False, progress: Progress | None = None
@@ -396,22 +546,22 @@ class Studio:
         progress: Progress | None = None,
         judge: bool = False,
         check_cancelled: CheckCancelled | None = None,
+        time_budget: float | None = None,
     ) -> Report:
         """Unfiltered first-shot tiles of every tissue, named by the validator, with `judge` by the judge
-        too.
+        too; as many of them as are made when `time_budget` (seconds) is spent.
+
+        Raises:
+            OutOfTimeError: the time was spent before every tissue had a tile.
         """
-        from pathsynth.evaluate import evaluate_generator
+        deadline = _deadline(time.monotonic(), time_budget)
+        with self._generating:
+            propose = self._propose_first(_between_steps(check_cancelled, deadline))
+            with self._models:
+                from pathsynth.evaluate import evaluate_generator
 
-        judging = self._judge if judge else None
-        with self._models:
-            contexts = [self._generator.context_of(t, t.label, lambda: self._encoder) for t in TISSUES]
-
-            def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-                return self._generator.propose(contexts[tissue.index], seeds, on_step=check_cancelled)
-
-            return evaluate_generator(
-                propose, self._validator, judging, per_class, seed, self.model, progress
-            )
+                validator, judging = self._validator, self._judge if judge else None
+            return evaluate_generator(propose, validator, judging, per_class, seed, self.model, progress)
 
     def evaluate_loop(
         self,
@@ -426,15 +576,24 @@ class Studio:
         from pathsynth.evaluate import evaluate_loop
 
         judge = self._judge
-        with self._models:
-            contexts = [self._generator.context_of(t, t.label, lambda: self._encoder) for t in TISSUES]
-
-            def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-                return self._generator.propose(contexts[tissue.index], seeds, on_step=check_cancelled)
-
+        with self._generating:
+            propose = self._propose_first(check_cancelled)
             return evaluate_loop(
                 propose, self._validator, judge, per_class, seed, self.model, progress, self._is_near_copy
             )
+
+    def _propose_first(
+        self, on_step: Callable[[], None] | None
+    ) -> Callable[[Tissue, Sequence[int]], npt.NDArray[np.uint8]]:
+        """Proposals for a tissue by its label alone, as every evaluation asks for them."""
+        with self._models:
+            generator = self._generator
+            contexts = [generator.context_of(t, t.label, lambda: self._encoder) for t in TISSUES]
+
+        def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+            return generator.propose(contexts[tissue.index], seeds, on_step=on_step)
+
+        return propose
 
     @cached_property
     def _judge(self) -> "Validator":
@@ -455,6 +614,38 @@ class Studio:
         except (OSError, ValidationError) as error:
             raise WeightsError(f"These weights carry no readable report named {name}.") from error
         return report.model_copy(update={"source": "committed report"})
+
+    def committed_plots(self, name: str) -> list[str]:
+        """File names of the pictures (PNG) that ship with a committed report."""
+        folder = self.weights_folder / "reports"
+        plots = sorted(path.name for path in folder.glob(f"*-{name}.png"))
+        return plots + [path.name for path in folder.glob("tiles.png") if name == "generator"]
+
+
+def likeliest(probabilities: Mapping[str, float]) -> list[Guess]:
+    """The three likeliest tissues of calibrated probabilities by code."""
+    codes = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:_LIKELIEST]
+    return [Guess(tissue=code, label=by_code(code).label, confidence=probabilities[code]) for code in codes]
+
+
+def _asked_code(request: GenerationRequest) -> str | None:
+    return None if request.tissue is None else request.tissue.strip().upper()
+
+
+def _deadline(started: float, time_budget: float | None) -> float | None:
+    return None if time_budget is None else started + time_budget
+
+
+def _between_steps(check_cancelled: CheckCancelled | None, deadline: float | None) -> Callable[[], None]:
+    """What to do between two denoising steps: raise when the caller has gone or the time is spent."""
+
+    def check() -> None:
+        if check_cancelled is not None:
+            check_cancelled()
+        if deadline is not None and time.monotonic() >= deadline:
+            raise OutOfTimeError("The time was spent before anything could be answered; ask for less.")
+
+    return check
 
 
 def _stored_origin(how: Literal["embedded", "pixels"], stored: StoredImage) -> SyntheticOrigin:
@@ -530,10 +721,11 @@ def _message(request: GenerationRequest, tissue: Tissue, kept: int, attempts: in
     if kept == request.count:
         tiles = "1 tile" if kept == 1 else f"{kept} tiles"
         return f"{tiles} of {tissue.label} verified in {attempts} attempts."
-    spent = "attempts" if attempts >= request.max_attempts else "time budget"
+    only = f"Only {kept} of {request.count} tiles of {tissue.label} were verified in {attempts} attempts"
+    if attempts < request.max_attempts:
+        return f"{only} before the time budget ran out; the same request goes on from there."
     return (
-        f"Only {kept} of {request.count} tiles of {tissue.label} were verified in {attempts} attempts "
-        f"before the {spent} ran out; try another seed, more attempts, "
+        f"{only} before the attempts ran out; try another seed, more attempts, "
         f"or a lower confidence than {request.min_confidence:g}."
     )
 

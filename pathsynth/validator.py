@@ -11,8 +11,8 @@ Samples*, 2018.
 """
 
 import json
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from torch import nn
 from torchvision.models import regnet_y_400mf, resnet18
 
 from pathsynth.tissues import CODES, TISSUES
+from pathsynth.verify import Prediction
 from pathsynth.weights import loading
 
 NATIVE_SIZE = 28
@@ -93,27 +94,15 @@ def features_of(model: nn.Module, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
     return torch.cat(kept)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the validator says of one tile."""
-
-    code: str
-    confidence: float
-    probabilities: dict[str, float]
-    ood_score: float
-
-    @property
-    def in_distribution(self) -> bool:
-        """Whether the tile lies where the training tiles lie."""
-        return self.ood_score < 1
-
-
 class Validator:
     """A trained classifier with its temperature and the statistics of its features.
 
     The out-of-distribution score is the smallest Mahalanobis distance of the penultimate features (F) to a
     class mean (9, F) under one shared covariance, divided by `ood_limit`. `whitening` (F, F) turns that
     covariance into the identity.
+
+    Threads may share it: one at a time is inside the network, batch by batch, since features are read by a
+    hook.
     """
 
     def __init__(
@@ -129,6 +118,7 @@ class Validator:
         self.architecture = architecture
         self.temperature = temperature
         self.means, self.whitening, self.ood_limit = means, whitening, ood_limit
+        self._inside = threading.Lock()
 
     @classmethod
     def load(cls, folder: Path) -> "Validator":
@@ -171,7 +161,9 @@ class Validator:
 
     def distances(self, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Mahalanobis distance (N,) of each tile's features to the nearest class mean."""
-        centred = features_of(self.model, tiles).unsqueeze(1) - self.means
+        with self._inside:
+            features = features_of(self.model, tiles)
+        centred = features.unsqueeze(1) - self.means
         nearest: torch.Tensor = (centred @ self.whitening).norm(dim=2).min(1).values
         return nearest
 
@@ -179,7 +171,9 @@ class Validator:
         self, tiles: npt.NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None
     ) -> torch.Tensor:
         """Calibrated probabilities (N, 9) of uint8 RGB tiles (N, 28, 28, 3)."""
-        return (symmetric_logits(self.model, tiles, on_batch) / self.temperature).softmax(1)
+        with self._inside:
+            logits = symmetric_logits(self.model, tiles, on_batch)
+        return (logits / self.temperature).softmax(1)
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> list[Prediction]:
         """Name the tissue of each tile (N, 28, 28, 3) uint8."""

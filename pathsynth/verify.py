@@ -13,7 +13,22 @@ import numpy.typing as npt
 
 from pathsynth.records import MAX_SEED, RejectedFor
 from pathsynth.tissues import Tissue
-from pathsynth.validator import Prediction
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the validator says of one tile."""
+
+    code: str
+    confidence: float
+    probabilities: dict[str, float]
+    ood_score: float
+
+    @property
+    def in_distribution(self) -> bool:
+        """Whether the tile lies where the training tiles lie."""
+        return self.ood_score < 1
+
 
 Propose = Callable[[Sequence[int]], npt.NDArray[np.uint8]]
 Classify = Callable[[npt.NDArray[np.uint8]], list[Prediction]]
@@ -24,7 +39,8 @@ IsNearCopy = Callable[[npt.NDArray[np.uint8], Tissue], bool]
 class LoopRequest:
     """How many tiles of which tissue, from which seed, how sure the validator must be, and when to give up.
 
-    `time_budget` in seconds bounds when the last attempt may start; None is no bound.
+    `time_budget` in seconds bounds when the last attempt may start; None is no bound. `kept` and `tried`
+    count what was done before of the same request, which is not done again.
     """
 
     tissue: Tissue
@@ -33,6 +49,8 @@ class LoopRequest:
     min_confidence: float
     max_attempts: int
     time_budget: float | None = None
+    kept: int = 0
+    tried: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,7 @@ def verified_tiles(
     when the time is spent or the caller stops. Only tiles that the validator agrees with are asked whether
     they are near copies of a training tile.
     """
-    started, kept, tried = clock(), 0, 0
+    started, kept, tried = clock(), request.kept, request.tried
     while kept < request.count and tried < request.max_attempts:
         if request.time_budget is not None and clock() - started >= request.time_budget:
             return

@@ -61,6 +61,15 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
     components: dict[str, dict[str, Any]]
 
+    @property
+    def model(self) -> str:
+        """Short hash of all model files: what `model` means in every answer. Reports do not change it."""
+        digest = hashlib.sha256()
+        for name, entry in sorted(self.files.items()):
+            if not name.startswith("reports/"):
+                digest.update(f"{name} {entry.sha256}\n".encode())
+        return digest.hexdigest()[:12]
+
 
 def default_folder() -> Path:
     """`PATHSYNTH_WEIGHTS`, else the folder that the wheel carries, else `weights/` of the source tree."""
@@ -69,6 +78,24 @@ def default_folder() -> Path:
         return Path(from_environment).expanduser()
     carried = Path(__file__).parent / "weights"
     return carried if carried.is_dir() else Path(__file__).parent.parent / "weights"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a weights folder; the files it lists are not looked at.
+
+    Raises:
+        WeightsError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(
+            f"There are no weights in {folder} (no {MANIFEST}); "
+            f"install PathSynth again or set {WEIGHTS_VARIABLE} to a folder that has them."
+        ) from error
+    except ValidationError as error:
+        raise WeightsError(f"{path} is damaged; install PathSynth again.") from error
 
 
 class Weights:
@@ -80,20 +107,8 @@ class Weights:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
-        self.manifest = self._read_manifest()
+        self.manifest = read_manifest(self.folder)
         self._verify()
-
-    def _read_manifest(self) -> Manifest:
-        path = self.folder / MANIFEST
-        try:
-            return Manifest.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise WeightsError(
-                f"There are no weights in {self.folder} (no {MANIFEST}); "
-                f"install PathSynth again or set {WEIGHTS_VARIABLE} to a folder that has them."
-            ) from error
-        except ValidationError as error:
-            raise WeightsError(f"{path} is damaged; install PathSynth again.") from error
 
     def _verify(self) -> None:
         for name, entry in self.manifest.files.items():
@@ -114,12 +129,8 @@ class Weights:
 
     @cached_property
     def model(self) -> str:
-        """Short hash of all model files: what `model` means in every answer. Reports do not change it."""
-        digest = hashlib.sha256()
-        for name, entry in sorted(self.manifest.files.items()):
-            if not name.startswith("reports/"):
-                digest.update(f"{name} {entry.sha256}\n".encode())
-        return digest.hexdigest()[:12]
+        """`Manifest.model` of these weights."""
+        return self.manifest.model
 
     def has(self, component: str) -> bool:
         """Whether a component (validator, judge, layout, lora ...) is part of these weights."""

@@ -17,6 +17,7 @@ from pathsynth.errors import PathSynthError
 from pathsynth.studio import Studio
 from server import resources
 from tools import generate_tissue_image
+from tools.queue import WorkQueue
 from tools.wording import argument_problems, without_folders
 
 if TYPE_CHECKING:
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 
 INSTRUCTIONS = (
     "PathSynth makes synthetic H&E tiles of the nine colorectal tissues of PathMNIST for teaching, and shows "
-    "only tiles that a classifier verified. generate_tissue_image draws tiles, classify_image names the "
-    "tissue in an image, evaluate_model says how good both are. Tell the reader that tiles are synthetic and "
+    "only tiles that a classifier verified. generate_tissue_image draws tiles, view_image shows stored ones "
+    "again, classify_image names the tissue in an image, list_tissues explains the nine, evaluate_model says "
+    "how good generator and classifier are. Tell the reader that tiles are synthetic and "
     "not for diagnosis; when `verified` is false, say so."
 )
 
 
 class PathSynthServer(MCPServer):
-    """An MCP server whose failed calls answer in one sentence that the caller can act on."""
+    """An MCP server whose failed calls answer in one sentence that the caller can act on; `queue` is where
+    its tools wait for the models."""
+
+    queue: WorkQueue
 
     metrics: "Metrics | None" = None
 
@@ -74,7 +79,7 @@ class PathSynthServer(MCPServer):
 
 def build_server(
     studio: Studio, image_folders: Sequence[Path] = (), metrics: "Metrics | None" = None
-) -> MCPServer:
+) -> PathSynthServer:
     """An MCP server with every tool and resource over `studio`; nothing is loaded until a tool is called.
 
     Image paths are read only inside `image_folders`; with none, as befits every transport but stdio, paths
@@ -89,6 +94,7 @@ def build_server(
         log_level="WARNING",
     )
     server.metrics = metrics
-    tools.register(server, studio, image_folders)
+    server.queue = WorkQueue()
+    tools.register(server, studio, server.queue, image_folders)
     resources.register(server, studio)
     return server

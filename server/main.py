@@ -65,6 +65,7 @@ def _serve_http(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, _leave)
         studio, metrics = Studio(), Metrics()
         server = build_server(studio, metrics=metrics)
+        metrics.watch(server.queue)
         app = http_app(server, studio, metrics, options.security, options.token)
         name = f"[{options.host}]" if ":" in options.host else options.host
         access = "" if options.token is None else ", with the bearer token"

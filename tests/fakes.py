@@ -1,26 +1,27 @@
 """A `Studio` without models: deterministic tiles and figures, so that tests of tools and server are fast."""
 
 import threading
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pathsynth.data import COUNTS
 from pathsynth.errors import PathSynthError
 from pathsynth.images import read_image_and_xmp, to_native
 from pathsynth.records import (
+    MAX_SEED,
     AttemptRecord,
     ClassFigures,
     Classification,
     GenerationResult,
     Report,
-    TileRecord,
 )
-from pathsynth.studio import CheckCancelled, GenerationRequest, Progress, Studio
+from pathsynth.studio import CheckCancelled, GenerationRequest, Progress, Studio, likeliest
 from pathsynth.tissues import CODES, Tissue, by_code
+from pathsynth.verify import Prediction
 
 MODEL = "fa4efa4e"
 NATIVE = 28
@@ -67,20 +68,44 @@ def probabilities_of(code: str) -> dict[str, float]:
     return {each: 0.95 if each == code else 0.00625 for each in CODES}
 
 
-def _record(description: str, tissue: Tissue, seed: int, image_id: str) -> TileRecord:
-    return TileRecord(
-        image_id=image_id,
-        tissue=tissue.code,
-        label=tissue.label,
-        description=description,
-        confidence=0.95,
-        probabilities=probabilities_of(tissue.code),
-        verified=True,
-        attempts=1,
-        seed=seed,
-        size=NATIVE,
-        model=MODEL,
-    )
+class FakeGenerator:
+    """Proposes `tile(seed)` at once, after `STEPS` denoising steps that do nothing."""
+
+    STEPS = 3
+
+    def __init__(self, studio: "FakeStudio") -> None:
+        self._studio = studio
+
+    def context_of(self, tissue: Tissue, description: str, encoder: object) -> None:
+        """Nothing is conditioned."""
+
+    def propose(
+        self, context: None, seeds: Sequence[int], on_step: Callable[[], None] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        (seed,) = seeds
+        if self._studio.attempt_of(seed) - 1 == self._studio.pauses_before_attempt:
+            self._studio.pause(on_step)
+        for _ in range(self.STEPS):
+            self._studio.on_step()
+            if on_step is not None:
+                on_step()
+        self._studio.proposed.append(seed)
+        return self._studio.tile(seed)[np.newaxis]
+
+
+class FakeValidator:
+    """Agrees with every attempt that is to be verified."""
+
+    def __init__(self, studio: "FakeStudio") -> None:
+        self._studio = studio
+
+    def predict(self, tiles: npt.NDArray[np.uint8]) -> list[Prediction]:
+        asked = by_code(self._studio.request.tissue or "TUM").code
+        other = "STR" if asked != "STR" else "MUS"
+        code = (
+            asked if self._studio.is_verified(self._studio.attempt_of(self._studio.proposed[-1])) else other
+        )
+        return [Prediction(code, 0.95, probabilities_of(code), 0.1)]
 
 
 class FakeStudio(Studio):
@@ -93,6 +118,8 @@ class FakeStudio(Studio):
         self.tile: Callable[[int], npt.NDArray[np.uint8]] = smooth_tile
         self.error: Exception | None = None
         self.requests: list[GenerationRequest] = []
+        self.proposed: list[int] = []
+        self.on_step: Callable[[], None] = lambda: None
         self.pauses_before_attempt: int | None = None
         self.paused = threading.Event()
         self.stopped = threading.Event()
@@ -100,13 +127,37 @@ class FakeStudio(Studio):
         self.data_error: PathSynthError | None = None
         self.committed: dict[str, Report] = {}
         self.sees: str | None = None
+        self.measures: int | None = None
+        self.time_budgets: list[float | None] = []
         self.asked: list[tuple[object, ...]] = []
 
     @property
     def model(self) -> str:
         return MODEL
 
-    def _pause(self, check_cancelled: CheckCancelled | None) -> None:
+    @property
+    def _generator(self) -> Any:
+        return FakeGenerator(self)
+
+    @property
+    def _validator(self) -> Any:
+        return FakeValidator(self)
+
+    @property
+    def _is_near_copy(self) -> None:
+        return None
+
+    @property
+    def request(self) -> GenerationRequest:
+        """What is generated at the moment; one request at a time is."""
+        return self.requests[-1]
+
+    def attempt_of(self, seed: int) -> int:
+        """Which attempt of the present request has this seed, from 1 on."""
+        return (seed - self.request.seed) % (MAX_SEED + 1) + 1
+
+    def pause(self, check_cancelled: CheckCancelled | None) -> None:
+        """Wait, as between two denoising steps, until the call is cancelled."""
         self.paused.set()
         never = threading.Event()
         try:
@@ -117,6 +168,9 @@ class FakeStudio(Studio):
         finally:
             self.stopped.set()
 
+    def resolve(self, description: str, tissue: str | None) -> Tissue:
+        return by_code(tissue or "TUM")
+
     def generate(
         self,
         request: GenerationRequest,
@@ -124,45 +178,12 @@ class FakeStudio(Studio):
         on_attempt: Callable[[AttemptRecord, int], None] | None = None,
         check_cancelled: CheckCancelled | None = None,
     ) -> GenerationResult:
+        """The real loop, history and store over tiles and answers that are made up."""
         if self.error is not None:
             raise self.error
-        self.requests.append(request)
-        tissue = by_code(request.tissue or "TUM")
-        tiles: list[TileRecord] = []
-        rejected: list[AttemptRecord] = []
-        attempt = 0
-        while len(tiles) < request.count and attempt < request.max_attempts:
-            if attempt == self.pauses_before_attempt:
-                self._pause(check_cancelled)
-            seed = request.seed + attempt
-            attempt += 1
-            kept = self.is_verified(attempt)
-            seen = AttemptRecord(
-                seed=seed, predicted=tissue.code if kept else "STR", confidence=0.95, verified=kept
-            )
-            if kept:
-                stored = self.store.put(self.tile(seed), partial(_record, request.description, tissue, seed))
-                tiles.append(stored.record)
-            else:
-                rejected.append(seen)
-            if on_attempt is not None:
-                on_attempt(seen, attempt)
-        return GenerationResult(
-            tissue=tissue.code,
-            label=tissue.label,
-            description=request.description,
-            count=request.count,
-            verified=len(tiles) == request.count,
-            attempts=attempt,
-            seed=request.seed,
-            size=request.size,
-            min_confidence=request.min_confidence,
-            tiles=tiles,
-            rejected=rejected,
-            message=f"{len(tiles)} of {request.count} tiles verified in {attempt} attempts.",
-            seconds=0.0,
-            model=MODEL,
-        )
+        with self._generating:
+            self.requests.append(request)
+            return super().generate(request, on_attempt=on_attempt, check_cancelled=check_cancelled)
 
     def classify(self, source: Path | bytes, name: str) -> Classification:
         if self.error is not None:
@@ -177,6 +198,7 @@ class FakeStudio(Studio):
             tissue=tissue.code,
             label=tissue.label,
             confidence=0.95,
+            top=likeliest(probabilities_of(tissue.code)),
             probabilities=probabilities_of(tissue.code),
             in_distribution=True,
             ood_score=brightness,
@@ -186,12 +208,19 @@ class FakeStudio(Studio):
             model=MODEL,
         )
 
-    def evaluate_validator(self, split: str, progress: Progress | None = None) -> Report:
+    def evaluate_validator(
+        self,
+        split: Literal["val", "test"],
+        progress: Progress | None = None,
+        time_budget: float | None = None,
+    ) -> Report:
         if self.data_error is not None:
             raise self.data_error
         self.asked.append(("validator", split))
         self._go_through_batches(progress)
-        return report("validator", split=split)
+        if self.measures is not None:
+            return report("validator", n=self.measures, split=split)
+        return report("validator", n=COUNTS[split], split=split)
 
     def evaluate_generator(
         self,
@@ -200,12 +229,14 @@ class FakeStudio(Studio):
         progress: Progress | None = None,
         judge: bool = False,
         check_cancelled: CheckCancelled | None = None,
+        time_budget: float | None = None,
     ) -> Report:
         self.asked.append(("generator", per_class, seed))
+        self.time_budgets.append(time_budget)
         self._go_through_batches(progress)
         if self.pauses_before_attempt is not None:
-            self._pause(check_cancelled)
-        return report("generator", n=9 * per_class, seed=seed)
+            self.pause(check_cancelled)
+        return report("generator", n=self.measures or 9 * per_class, seed=seed)
 
     def _go_through_batches(self, progress: Progress | None) -> None:
         for step in range(1, self.progress_steps + 1):

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 from mcp import Client, StdioServerParameters
-from mcp.server import MCPServer
 from mcp_types import CallToolResult, ImageContent, TextContent
 
 from server.access import transport_security
-from server.app import build_server
+from server.app import PathSynthServer, build_server
 from server.http import MCP_PATH, http_app, listen, uvicorn_server
 from server.metrics import Metrics
 from tests.fakes import FakeStudio
@@ -45,7 +44,7 @@ def pictures_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(studio: FakeStudio, pictures_folder: Path) -> MCPServer:
+def server(studio: FakeStudio, pictures_folder: Path) -> PathSynthServer:
     return build_server(studio, image_folders=[pictures_folder])
 
 
@@ -57,7 +56,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def client(server: MCPServer, mode: str) -> AsyncIterator[Client]:
+async def client(server: PathSynthServer, mode: str) -> AsyncIterator[Client]:
     async with Client(server, mode=mode) as connected:
         yield connected
 
@@ -76,7 +75,9 @@ def served(
     with listen(host, 0) as listener:
         bound, port = listener.getsockname()
         security = transport_security(host, allowed)
-        app = http_app(build_server(studio, metrics=metrics), studio, metrics, security, token)
+        answering = build_server(studio, metrics=metrics)
+        metrics.watch(answering.queue)
+        app = http_app(answering, studio, metrics, security, token)
         server = uvicorn_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

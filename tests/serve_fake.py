@@ -22,6 +22,7 @@ def main(transport: str, home: str) -> None:
     with listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
         server = build_server(studio, metrics=metrics)
+        metrics.watch(server.queue)
         app = http_app(server, studio, metrics, transport_security("127.0.0.1"))
         uvicorn_server(app).run(sockets=[listener])
 

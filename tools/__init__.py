@@ -11,12 +11,16 @@ from pathlib import Path
 from mcp.server import MCPServer
 
 from pathsynth.studio import Studio
-from tools import classify_image, evaluate_model, generate_tissue_image
+from tools import classify_image, evaluate_model, generate_tissue_image, list_tissues, view_image
+from tools.queue import WorkQueue
 
 
-def register(server: MCPServer, studio: Studio, image_folders: Sequence[Path] = ()) -> None:
-    """Add every tool to `server`. Image paths are read only inside `image_folders`; with none, paths are
-    refused."""
-    generate_tissue_image.register(server, studio)
-    classify_image.register(server, studio, image_folders)
-    evaluate_model.register(server, studio)
+def register(server: MCPServer, studio: Studio, queue: WorkQueue, image_folders: Sequence[Path] = ()) -> None:
+    """Add every tool to `server`; those that use a model take their turns in `queue`. Image paths are read
+    only inside `image_folders`; with none, paths are refused.
+    """
+    generate_tissue_image.register(server, studio, queue)
+    classify_image.register(server, studio, queue, image_folders)
+    evaluate_model.register(server, studio, queue)
+    list_tissues.register(server)
+    view_image.register(server, studio)

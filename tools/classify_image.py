@@ -9,6 +9,7 @@ from typing import Annotated
 from urllib.parse import unquote
 
 from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
@@ -16,16 +17,18 @@ from pathsynth.errors import ImageError, RequestError
 from pathsynth.records import IMAGE_ID_PATTERN, Classification
 from pathsynth.store import ImageStore
 from pathsynth.studio import Studio
-from tools.calls import as_text
+from tools.calls import ProgressReporter, as_text, new_deadline, turn
+from tools.queue import Line, WorkQueue
 
 NAME = "classify_image"
 MAX_IMAGE_CHARACTERS = 16_000_000
 """Longest `image` argument: 12 MB of image as base64."""
 
 DESCRIPTION = (
-    "Name the colorectal tissue in an image: calibrated probabilities of the nine tissues, and whether it "
-    "looks like a colorectal H&E tile at all (`in_distribution`; when false, do not trust the tissue). Best "
-    "on one tile of about 112 um edge. For teaching, not for diagnosis."
+    "Name the colorectal tissue in an image: the three likeliest (`top`) and all nine with calibrated "
+    "probabilities, and whether it looks like a colorectal H&E tile at all (`in_distribution`, in words in "
+    "`verdict`; when false, do not trust the tissue). Best on one tile of about 112 um edge. For teaching, "
+    "not for diagnosis."
 )
 
 _MAX_PATH = 4096
@@ -115,9 +118,10 @@ def _allowed(text: str, folders: Sequence[Path]) -> Path:
     return path
 
 
-def register(server: MCPServer, studio: Studio, folders: Sequence[Path] = ()) -> None:
-    """Add `classify_image` to `server`. Paths are read only inside `folders`; with none, paths are
-    refused."""
+def register(server: MCPServer, studio: Studio, queue: WorkQueue, folders: Sequence[Path] = ()) -> None:
+    """Add `classify_image` to `server`; calls take their turns in `queue`. Paths are read only inside
+    `folders`; with none, paths are refused.
+    """
     readable = tuple(folder.resolve() for folder in folders)
     sources = "an image_id from generate_tissue_image, base64, or a data URI" + (
         ", or the path of a local file" if readable else ""
@@ -136,6 +140,7 @@ def register(server: MCPServer, studio: Studio, folders: Sequence[Path] = ()) ->
         ),
     )
     def classify_image(
+        context: Context,
         image: Annotated[
             str,
             Field(
@@ -146,7 +151,8 @@ def register(server: MCPServer, studio: Studio, folders: Sequence[Path] = ()) ->
         ],
     ) -> Annotated[CallToolResult, Classification]:
         source, name = load(image, studio.store, readable)
-        classification = studio.classify(source, name)
+        with turn(queue, Line.CLASSIFICATION, new_deadline(), ProgressReporter(context)):
+            classification = studio.classify(source, name)
         return CallToolResult(
             content=[as_text(classification)], structured_content=classification.model_dump(mode="json")
         )

@@ -1,34 +1,37 @@
 """`evaluate_model`: how good the validator and the generator are, measured now or read from the committed
 report."""
 
-import time
 from collections.abc import Callable
 from typing import Annotated, Literal
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp_types import CallToolResult, ContentBlock, TextContent, ToolAnnotations
+from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, ToolAnnotations
 from pydantic import Field
 
-from pathsynth.errors import DataError
+from pathsynth.data import COUNTS
+from pathsynth.errors import DataError, OutOfTimeError
 from pathsynth.records import MAX_SEED, Report
 from pathsynth.studio import Studio
-from tools.calls import TIME_BUDGET, ProgressReporter, as_text, check_cancelled
+from pathsynth.tissues import TISSUES
+from tools.calls import ProgressReporter, as_text, check_cancelled, new_deadline, seconds_left, turn
+from tools.queue import Line, WorkQueue
 from tools.wording import without_folders
 
 NAME = "evaluate_model"
 MAX_PER_CLASS = 20
 
+_FIGURES_SECONDS = 5.0
+"""What of the time budget is kept for the figures themselves, above all the bootstrap."""
+
+_LEAST_SECONDS = 1.0
+
 DESCRIPTION = (
     "Accuracy, macro precision, recall and F1, the figures of each tissue and the 9 x 9 confusion matrix "
     "(rows: true or asked tissue, in PathMNIST order). `source` says whether they were measured now or come "
-    "from the committed report, which stands in when the data is absent or 40 s do not suffice. `n`, `split` "
-    "and `ci95` say how far to trust them."
+    "from the committed report, which stands in when the data is absent. A call measures for 40 s at most "
+    "and returns the figures of the images done by then: `n`, `split` and `ci95` say how far to trust them."
 )
-
-
-class OutOfTimeError(Exception):
-    """A measurement did not end within the time budget of a call."""
 
 
 def evaluate(
@@ -38,41 +41,53 @@ def evaluate(
     per_class: int,
     seed: int,
     progress: Callable[[int, int, str], None],
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[Report, str | None]:
-    """Measure, or take the committed report when the data is absent or the time budget does not suffice.
+    seconds: float,
+) -> tuple[Report, str]:
+    """Measure for at most `seconds`, or take the committed report when the data is absent or the time does
+    not suffice for a first figure.
 
     Returns:
-        The report, and one sentence on why it is the committed one; None when it was measured.
+        The report, and one sentence on why it is the committed one or of fewer images than asked; empty
+        otherwise.
     """
-    deadline = clock() + TIME_BUDGET
-
-    def within_budget() -> None:
-        check_cancelled()
-        if clock() > deadline:
-            raise OutOfTimeError
-
-    def timed_progress(done: int, total: int, message: str) -> None:
-        within_budget()
-        progress(done, total, message)
-
-    committed = f"validator-{split}" if what == "validator" else "generator"
     try:
         if what == "validator":
-            return studio.evaluate_validator(split, timed_progress).headline_figures(), None
-        return studio.evaluate_generator(per_class, seed, timed_progress, check_cancelled=within_budget), None
-    except DataError as error:
-        reason = str(error)
-    except OutOfTimeError:
-        reason = (
-            f"A measurement did not end within the {TIME_BUDGET:.0f} s of a call; "
-            f"`pathsynth evaluate {what}` has no such limit."
+            report = studio.evaluate_validator(split, progress, time_budget=seconds).headline_figures()
+            everything = COUNTS[split]
+        else:
+            report = studio.evaluate_generator(
+                per_class, seed, progress, check_cancelled=check_cancelled, time_budget=seconds
+            )
+            everything = per_class * len(TISSUES)
+    except (DataError, OutOfTimeError) as error:
+        committed = studio.committed_report(report_name(what, split)).headline_figures()
+        return committed, f"These are the figures of the committed report. {without_folders(str(error))}"
+    if report.n < everything:
+        return report, f"The time of the call sufficed for {report.n:,} of {everything:,} images."
+    return report, ""
+
+
+def report_name(what: Literal["validator", "generator"], split: Literal["val", "test"]) -> str:
+    """Name of the committed report."""
+    return f"validator-{split}" if what == "validator" else what
+
+
+def _links(studio: Studio, name: str) -> list[ResourceLink]:
+    """Links to the plots of the committed report, among the server's resources."""
+    return [
+        ResourceLink(
+            type="resource_link",
+            uri=f"pathsynth://reports/{plot}",
+            name=plot,
+            title=f"{plot.removesuffix('.png')}, plot of the committed report",
+            mime_type="image/png",
         )
-    return studio.committed_report(committed).headline_figures(), reason
+        for plot in studio.committed_plots(name)
+    ]
 
 
-def register(server: MCPServer, studio: Studio) -> None:
-    """Add `evaluate_model` to `server`."""
+def register(server: MCPServer, studio: Studio, queue: WorkQueue) -> None:
+    """Add `evaluate_model` to `server`; calls take their turns in `queue`."""
 
     @server.tool(
         name=NAME,
@@ -107,13 +122,14 @@ def register(server: MCPServer, studio: Studio) -> None:
         ] = 5,
         seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="Generator only: first seed.")] = 0,
     ) -> Annotated[CallToolResult, Report]:
-        report, reason = evaluate(studio, what, split, per_class, seed, ProgressReporter(context))
+        deadline = new_deadline()
+        progress = ProgressReporter(context)
+        line = Line.EVALUATION if what == "validator" else Line.GENERATION
+        with turn(queue, line, deadline, progress):
+            seconds = max(_LEAST_SECONDS, seconds_left(deadline) - _FIGURES_SECONDS)
+            report, reason = evaluate(studio, what, split, per_class, seed, progress, seconds)
         content: list[ContentBlock] = [as_text(report)]
-        if reason is not None:
-            content.append(
-                TextContent(
-                    type="text",
-                    text=f"These are the figures of the committed report. {without_folders(reason)}",
-                )
-            )
+        if reason:
+            content.append(TextContent(type="text", text=reason))
+        content += _links(studio, report_name(what, split))
         return CallToolResult(content=content, structured_content=report.model_dump(mode="json"))

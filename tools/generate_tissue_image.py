@@ -4,32 +4,47 @@ The pictures are what the model must see, and several clients drop images that s
 content: the answer is compact JSON text, a note, PNG images and resource links, and no structured content.
 """
 
-import base64
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp_types import ContentBlock, ImageContent, ResourceLink, TextContent, ToolAnnotations
+from mcp_types import ContentBlock, ResourceLink, TextContent, ToolAnnotations
 from pydantic import Field
 
-from pathsynth.errors import RequestError
+from pathsynth.errors import OutOfTimeError, RequestError
 from pathsynth.records import MAX_DESCRIPTION, MAX_SEED, AttemptRecord, GenerationResult, TileRecord
 from pathsynth.store import ImageStore
 from pathsynth.studio import GenerationRequest, Studio
 from pathsynth.tissues import TISSUES, by_code
-from tools.calls import TIME_BUDGET, ProgressReporter, as_text, check_cancelled
-from tools.pictures import SHOWN_EDGE, show
+from tools.calls import ProgressReporter, as_text, check_cancelled, new_deadline, seconds_left, turn
+from tools.pictures import (
+    MAX_REJECTED,
+    REJECTED_BYTES,
+    SHOWN_EDGE,
+    Tile,
+    image_block,
+    room_beside,
+    show,
+    show_rejected,
+)
+from tools.queue import Line, WorkQueue
 
 NAME = "generate_tissue_image"
 MAX_TILES = 9
 MAX_TRIES = 100
+
+_DRAWN_ANSWERS = 16
+"""Answers that are kept as they were sent: drawing nine tiles takes several times as long as finding them."""
 
 DESCRIPTION = (
     "Make synthetic H&E histopathology tiles of colorectal tissue. Every tile shown was verified: a "
     "classifier names the asked tissue with at least `min_confidence`; other proposals are discarded and "
     "made anew. Returns JSON (tissue, verified, tiles with image_id and confidence, rejected attempts), the "
     "pictures, and links to the stored originals. When fewer tiles than asked could be verified, `verified` "
-    "is false and `message` says why. For teaching, not for diagnosis."
+    "is false and `message` says why. A call works for 40 s at most: when `can_continue` is true, call again "
+    "with `continue_request`; nothing is made twice. For teaching, not for diagnosis."
 )
 
 _TISSUE_LIST = ", ".join(f"{tissue.code} {tissue.label}" for tissue in TISSUES)
@@ -40,31 +55,44 @@ def image_uri(image_id: str) -> str:
     return f"pathsynth://images/{image_id}"
 
 
-def answer(result: GenerationResult, store: ImageStore) -> list[ContentBlock]:
-    """The result as content blocks: JSON, a note for the reader, the pictures, a link to each stored tile."""
-    if not result.tiles:
-        return [as_text(result), TextContent(type="text", text=_NOTHING_VERIFIED)]
+Rejected = Sequence[tuple[AttemptRecord, Tile]]
+
+
+def answer(result: GenerationResult, store: ImageStore, rejected: Rejected = ()) -> list[ContentBlock]:
+    """The result as content blocks: JSON, a note for the reader, the pictures, a link to each stored tile;
+    with `rejected` attempts and their tiles (28, 28, 3), also one picture of these.
+    """
     stored = [store.get(tile.image_id) for tile in result.tiles]
-    captions = [
-        f"{number} {tile.tissue} {tile.confidence:.2f}" for number, tile in enumerate(result.tiles, start=1)
-    ]
-    pictures = show([image.pixels() for image in stored], captions, result.tiles)
-    images = [
-        ImageContent(type="image", data=base64.b64encode(file).decode("ascii"), mime_type="image/png")
-        for file in pictures.files
-    ]
-    links = [_link(tile, image.path.stat().st_size) for tile, image in zip(result.tiles, stored, strict=True)]
-    note = _note(result, enlarged=pictures.enlarged, sheet=pictures.sheet)
-    return [as_text(result), TextContent(type="text", text=note), *images, *links]
+    links = [link(tile, image.path.stat().st_size) for tile, image in zip(result.tiles, stored, strict=True)]
+    shown = rejected[:MAX_REJECTED]
+    room = room_beside([as_text(result), *links]) - (REJECTED_BYTES if shown else 0)
+    images, sentences = [], [_NOTHING_VERIFIED]
+    if stored:
+        captions = [
+            f"{number} {tile.tissue} {tile.confidence:.2f}"
+            for number, tile in enumerate(result.tiles, start=1)
+        ]
+        pictures = show([image.pixels() for image in stored], captions, result.tiles, room)
+        images = [image_block(file) for file in pictures.files]
+        sentences = _sentences(result, enlarged=pictures.enlarged, sheet=pictures.sheet)
+    if shown:
+        file = show_rejected([tile for _, tile in shown], [_caption(attempt) for attempt, _ in shown])
+        images.append(image_block(file, "image/jpeg"))
+        sentences.append(_about_rejected(len(shown), len(result.rejected), result.label))
+    if result.can_continue:
+        sentences.append(
+            f'The time of this call ran out: call again with continue_request="{result.request_id}" to go on.'
+        )
+    return [as_text(result), TextContent(type="text", text=" ".join(sentences)), *images, *links]
 
 
 _NOTHING_VERIFIED = (
-    "No picture: no proposal was verified, and nothing unverified is shown. Try another seed, a larger "
-    "max_attempts, or a lower min_confidence."
+    "No picture: no proposal was verified, and nothing unverified is shown as if it were. Try another seed, "
+    "a larger max_attempts, or a lower min_confidence."
 )
 
 
-def _note(result: GenerationResult, *, enlarged: bool, sheet: bool) -> str:
+def _sentences(result: GenerationResult, *, enlarged: bool, sheet: bool) -> list[str]:
     """What the pictures are and are not, in plain sentences."""
     kept = len(result.tiles)
     tiles = "1 verified synthetic tile" if kept == 1 else f"{kept} verified synthetic tiles"
@@ -82,10 +110,26 @@ def _note(result: GenerationResult, *, enlarged: bool, sheet: bool) -> str:
         sentences.append(
             f"The {kept} tiles share one contact sheet, numbered from left to right in the order of `tiles`."
         )
-    return " ".join(sentences)
+    return sentences
 
 
-def _link(tile: TileRecord, file_size: int) -> ResourceLink:
+def _caption(attempt: AttemptRecord) -> str:
+    """What the validator saw in a rejected tile, short enough for a thumbnail."""
+    reasons = {"low confidence": " unsure", "near copy": " copy", "out of distribution": " odd"}
+    return f"{attempt.predicted} {attempt.confidence:.2f}{reasons.get(attempt.rejected_for or '', '')}"
+
+
+def _about_rejected(shown: int, all_rejected: int, label: str) -> str:
+    some = f"the first {shown} of {all_rejected} rejected" if shown < all_rejected else f"{shown} rejected"
+    tiles = "tile" if shown == all_rejected == 1 else "tiles"
+    return (
+        f"The last picture, in red frames, shows {some} {tiles}, NOT verified as {label}, each with what the "
+        "classifier saw instead and its confidence (unsure: the right tissue below min_confidence; odd: "
+        "unlike any H&E tile; copy: too near to a training tile)."
+    )
+
+
+def link(tile: TileRecord, file_size: int) -> ResourceLink:
     """Link to the stored original of one tile; `file_size` in bytes."""
     return ResourceLink(
         type="resource_link",
@@ -97,8 +141,14 @@ def _link(tile: TileRecord, file_size: int) -> ResourceLink:
     )
 
 
-def register(server: MCPServer, studio: Studio) -> None:
-    """Add `generate_tissue_image` to `server`."""
+def register(server: MCPServer, studio: Studio, queue: WorkQueue) -> None:
+    """Add `generate_tissue_image` to `server`; calls take their turns in `queue`."""
+
+    @lru_cache(_DRAWN_ANSWERS)
+    def drawn(result_json: str, include_rejected: bool) -> tuple[ContentBlock, ...]:
+        result = GenerationResult.model_validate_json(result_json)
+        rejected = studio.rejected_tiles(result) if include_rejected else ()
+        return tuple(answer(result, studio.store, rejected))
 
     @server.tool(
         name=NAME,
@@ -159,35 +209,58 @@ def register(server: MCPServer, studio: Studio) -> None:
                 description="Proposals to make at most, verified or not, before giving up.",
             ),
         ] = 30,
+        include_rejected: Annotated[
+            bool,
+            Field(
+                description="Also show thumbnails of rejected proposals, unverified, and what was seen in "
+                "them."
+            ),
+        ] = False,
+        continue_request: Annotated[
+            str,
+            Field(
+                max_length=40,
+                description="`request_id` of an answer with `can_continue`: go on with that request. The "
+                "other arguments but include_rejected are ignored. The same arguments again go on as well.",
+            ),
+        ] = "",
     ) -> list[ContentBlock]:
-        words = description.strip()
-        code = tissue.strip()
-        if not words and not code:
-            raise RequestError("Give a description, a tissue code, or both; both were empty.")
-        request = GenerationRequest.checked(
-            description=words or by_code(code).prompt,
-            tissue=code or None,
-            count=count,
-            seed=seed,
-            size=size,
-            min_confidence=min_confidence,
-            max_attempts=max_attempts,
-            time_budget=TIME_BUDGET,
-        )
+        deadline = new_deadline()
         progress = ProgressReporter(context)
-        progress(0, max_attempts, "Getting the models ready")
-        attempts: list[AttemptRecord] = []
-
-        def on_attempt(attempt: AttemptRecord, _: int) -> None:
-            attempts.append(attempt)
-            kept = sum(each.verified for each in attempts)
-            verdict = "verified" if attempt.verified else "discarded"
-            progress(
-                len(attempts),
-                max_attempts,
-                f"Attempt {len(attempts)}: {attempt.predicted} {attempt.confidence:.2f}, {verdict} ({kept} "
-                f"of {count})",
+        if continue_request.strip():
+            request = studio.remembered_request(continue_request.strip().lower())
+        else:
+            words, code = description.strip(), tissue.strip() and by_code(tissue).code
+            if not words and not code:
+                raise RequestError("Give a description, a tissue code, or both; both were empty.")
+            request = GenerationRequest.checked(
+                description=words or by_code(code).prompt,
+                tissue=code or None,
+                count=count,
+                seed=seed,
+                size=size,
+                min_confidence=min_confidence,
+                max_attempts=max_attempts,
             )
 
-        result = studio.generate(request, on_attempt=on_attempt, check_cancelled=check_cancelled)
-        return answer(result, studio.store)
+        def on_attempt(attempt: AttemptRecord, kept: int) -> None:
+            number = (attempt.seed - request.seed) % (MAX_SEED + 1) + 1
+            verdict = "verified" if attempt.verified else "discarded"
+            progress(
+                number,
+                request.max_attempts,
+                f"Attempt {number}: {attempt.predicted} {attempt.confidence:.2f}, {verdict} ({kept} of "
+                f"{request.count})",
+            )
+
+        result = studio.recall(request)
+        if result is None or result.can_continue:
+            try:
+                with turn(queue, Line.GENERATION, deadline, progress, request.max_attempts):
+                    progress.note(request.max_attempts, "Getting the models ready")
+                    limited = request.model_copy(update={"time_budget": seconds_left(deadline)})
+                    result = studio.generate(limited, on_attempt=on_attempt, check_cancelled=check_cancelled)
+            except OutOfTimeError:
+                if result is None:
+                    raise
+        return list(drawn(result.model_dump_json(), include_rejected))

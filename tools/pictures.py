@@ -1,28 +1,47 @@
-"""Pictures for an answer: PNG, at least 224 px on every edge, and together small enough to be sent.
+"""Pictures for an answer: at least 224 px on every edge, and together small enough to be sent.
 
 Vision models read edges under 200 px badly, and clients drop results that are too large; tiles that do not
-fit one by one share a contact sheet.
+fit one by one share a contact sheet. Verified tiles are PNG; a picture that would be too large as PNG, and
+the thumbnails of rejected tiles, are JPEG.
 """
 
-from collections.abc import Sequence
+import base64
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from mcp_types import ContentBlock, ImageContent
+from PIL import Image
 
-from pathsynth.images import contact_sheet, encode_png, upscale
+from pathsynth.images import XMP_KEYWORD, contact_sheet, encode_png, upscale
 from pathsynth.mark import MARKED_EDGE, is_marking, marked
 from pathsynth.provenance import NOTICE, provenance_text
 from pathsynth.records import TileRecord
+from tools.calls import RESULT_BYTES
 
 Tile = npt.NDArray[np.uint8]
+MediaType = Literal["image/png", "image/jpeg"]
 
 SHOWN_EDGE = 224
 PICTURE_BYTES = 200_000
-"""PNG bytes of all pictures of one answer; base64 makes 267 kB of it, which leaves room for the text."""
+"""Bytes of all pictures of one answer; base64 makes 267 kB of it, which leaves room for the text."""
 
-_SHEET_EDGES = (224, 168, 112, 84, 56, 28)
+REJECTED_BYTES = 60_000
+"""What of it the sheet of rejected tiles may take."""
+
+MAX_REJECTED = 24
+
+_SHEET_EDGES = (28, 56, 84, 112, 168, 224)
 _SHEET_COLUMNS = 3
+_REJECTED_EDGES = (112, 84, 56, 28)
+_REJECTED_COLUMNS = 6
+_QUALITIES = (90, 75, 60, 40, 20)
+_WRAPPING = 2_000
+_FRAME = 3
+_RED = (200, 30, 30)
 
 
 @dataclass(frozen=True)
@@ -35,31 +54,107 @@ class Pictures:
     sheet: bool
 
 
-def show(tiles: Sequence[Tile], captions: Sequence[str], records: Sequence[TileRecord]) -> Pictures:
+def show(
+    tiles: Sequence[Tile],
+    captions: Sequence[str],
+    records: Sequence[TileRecord],
+    limit: int = PICTURE_BYTES,
+) -> Pictures:
     """Render square tiles, uint8 (S, S, 3) RGB, to be looked at: with the visible mark, and with their
     `records` as provenance in the files.
 
-    One PNG a tile, enlarged to 224 px with Lanczos where it is smaller, while all of them fit
-    `PICTURE_BYTES`; otherwise one contact sheet of three columns with `captions`, at the largest tile edge
-    that fits.
+    One PNG a tile, enlarged to 224 px with Lanczos where it is smaller, while all of them fit into `limit`
+    bytes; otherwise one contact sheet of three columns with `captions`, at the largest tile edge that fits.
     """
     enlarged = any(len(tile) < SHOWN_EDGE for tile in tiles)
-    single = tuple(
-        encode_png(marked(_at_least(tile, SHOWN_EDGE)), provenance_text([record]))
-        for tile, record in zip(tiles, records, strict=True)
-    )
-    if len(single) <= 1 or sum(map(len, single)) <= PICTURE_BYTES:
-        return Pictures(single, enlarged, sheet=False)
-    for edge in _SHEET_EDGES:
-        legend = NOTICE if edge < MARKED_EDGE and is_marking() else ""
-        enlarged_tiles = [marked(upscale(tile, edge)) for tile in tiles]
-        sheet = contact_sheet(enlarged_tiles, captions, _SHEET_COLUMNS, legend)
-        file = encode_png(_at_least(sheet, SHOWN_EDGE), provenance_text(records))
-        if len(file) <= PICTURE_BYTES:
+    single: list[bytes] = []
+    for tile, record in zip(tiles, records, strict=True):
+        single.append(encode_png(marked(_at_least(tile, SHOWN_EDGE)), provenance_text([record])))
+        if len(tiles) > 1 and sum(map(len, single)) > limit:
             break
+    else:
+        return Pictures(tuple(single), enlarged, sheet=False)
+
+    def sheet_of(edge: int) -> bytes:
+        sheet = marked_sheet([upscale(tile, edge) for tile in tiles], captions, _SHEET_COLUMNS)
+        return encode_png(_at_least(sheet, SHOWN_EDGE), provenance_text(records))
+
+    # Halving, since encoding is what an answer from the store waits for.
+    file, fitting, too_large = b"", 0, len(_SHEET_EDGES)
+    while fitting < too_large:
+        middle = (fitting + too_large) // 2
+        tried = sheet_of(_SHEET_EDGES[middle])
+        if len(tried) <= limit or middle == 0:
+            file, fitting = tried, middle + 1
+        else:
+            too_large = middle
     return Pictures((file,), enlarged, sheet=True)
+
+
+def marked_sheet(tiles: Sequence[Tile], captions: Sequence[str], columns: int) -> Tile:
+    """A contact sheet with the visible mark on every tile, or in its footer where tiles are too small."""
+    small = min(map(len, tiles)) < MARKED_EDGE
+    footer = NOTICE if small and is_marking() else ""
+    return contact_sheet([marked(tile) for tile in tiles], captions, columns, footer)
+
+
+def show_rejected(tiles: Sequence[Tile], captions: Sequence[str]) -> bytes:
+    """One JPEG with the thumbnails of at most `MAX_REJECTED` rejected tiles, each in a red frame, with
+    captions."""
+    text = provenance_text([], title="Rejected synthetic tiles")
+    for edge in _REJECTED_EDGES:
+        framed = [_framed(upscale(tile, edge)) for tile in tiles]
+        file = _jpeg(_padded(marked_sheet(framed, captions, _REJECTED_COLUMNS)), _QUALITIES[0], text)
+        if len(file) <= REJECTED_BYTES:
+            break
+    return file
+
+
+def fit(picture: Tile, records: Sequence[TileRecord], limit: int = PICTURE_BYTES) -> tuple[bytes, MediaType]:
+    """A picture (H, W, 3) of the tiles of `records` as PNG, or, where that takes more than `limit` bytes, as
+    JPEG of the best quality that fits; either with the provenance of the tiles.
+    """
+    text = provenance_text(records)
+    file = encode_png(picture, text)
+    if len(file) <= limit:
+        return file, "image/png"
+    for quality in _QUALITIES:
+        file = _jpeg(picture, quality, text)
+        if len(file) <= limit:
+            break
+    return file, "image/jpeg"
+
+
+def image_block(file: bytes, media_type: MediaType = "image/png") -> ImageContent:
+    """A picture as a block of an answer."""
+    return ImageContent(type="image", data=base64.b64encode(file).decode("ascii"), mime_type=media_type)
+
+
+def room_beside(blocks: Sequence[ContentBlock]) -> int:
+    """Bytes that pictures may have in an answer that has `blocks` as well, at most `PICTURE_BYTES`."""
+    taken = sum(len(block.model_dump_json(by_alias=True).encode()) for block in blocks)
+    return min(PICTURE_BYTES, (RESULT_BYTES - _WRAPPING - taken) * 3 // 4)
 
 
 def _at_least(image: Tile, edge: int) -> Tile:
     """The image itself, or enlarged to `edge` px when it is a smaller square."""
     return image if min(image.shape[:2]) >= edge else upscale(image, edge)
+
+
+def _padded(image: Tile) -> Tile:
+    """The image on white, so that no edge is shorter than `SHOWN_EDGE`."""
+    height, width = image.shape[:2]
+    below, beside = max(0, SHOWN_EDGE - height), max(0, SHOWN_EDGE - width)
+    return np.pad(image, ((0, below), (0, beside), (0, 0)), constant_values=255)
+
+
+def _framed(tile: Tile) -> Tile:
+    framed = np.full_like(tile, _RED)
+    framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = tile[_FRAME:-_FRAME, _FRAME:-_FRAME]
+    return framed
+
+
+def _jpeg(image: Tile, quality: int, text: Mapping[str, str]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality, xmp=text[XMP_KEYWORD].encode("utf-8"))
+    return file.getvalue()

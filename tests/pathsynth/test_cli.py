@@ -38,8 +38,9 @@ class CommandLineStudio(FakeStudio):
         progress: Progress | None = None,
         judge: bool = False,
         check_cancelled: CheckCancelled | None = None,
+        time_budget: float | None = None,
     ) -> Report:
-        made = super().evaluate_generator(per_class, seed, progress, judge, check_cancelled)
+        made = super().evaluate_generator(per_class, seed, progress, judge, check_cancelled, time_budget)
         return made.model_copy(update={"macro_f1_judge": 0.5 if judge else None})
 
     def evaluate_loop(

@@ -1,5 +1,6 @@
 """Figures, against classifiers whose mistakes are known."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,18 +10,22 @@ import torch
 from sklearn.metrics import f1_score
 from torch import nn
 
+from pathsynth import evaluate
 from pathsynth.data import Split
+from pathsynth.errors import OutOfTimeError
 from pathsynth.evaluate import (
     accuracy,
     bootstrap_interval,
     evaluate_generator,
     evaluate_loop,
     evaluate_validator,
+    first_tiles,
     macro_f1,
 )
 from pathsynth.records import MAX_SEED
 from pathsynth.tissues import CODES, TISSUES, Tissue
-from pathsynth.validator import Prediction, Validator
+from pathsynth.validator import Validator
+from pathsynth.verify import Prediction
 
 Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -103,6 +108,62 @@ def test_the_interval_holds_the_figure_is_repeatable_and_narrows_with_more_image
 def test_the_interval_of_a_perfect_classifier_is_one_point() -> None:
     true = np.arange(90) % 9
     assert bootstrap_interval(true, true, accuracy) == (1, 1)
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_out_of_time_the_validator_is_measured_on_a_random_part_of_the_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluate, "BATCH", 20)
+    told: list[int] = []
+
+    def stop_after_two(done: int, total: int, message: str) -> None:
+        told.append(done)
+        if done == 20:
+            monkeypatch.setattr("time.monotonic", lambda: 2e9)
+
+    report = evaluate_validator(Told(), split(), "a model", stop_after_two, deadline=1e9)
+    assert (report.n, told) == (40, [0, 20])
+    support = [report.per_class[code].support for code in CODES]
+    assert sum(support) == 40
+    assert min(support) > 0  # the split comes tissue by tissue; the part does not
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_deadline_that_suffices_changes_nothing() -> None:
+    named = Told(first_as_last)
+    without = evaluate_validator(named, split(), "a model")
+    within = evaluate_validator(named, split(), "a model", deadline=math.inf)
+    assert within.model_dump(exclude={"seconds"}) == without.model_dump(exclude={"seconds"})
+
+
+def test_out_of_time_before_the_first_batch_is_said() -> None:
+    with pytest.raises(OutOfTimeError):
+        evaluate_validator(Told(), split(), "a model", deadline=0.0)
+
+
+@pytest.mark.parametrize("made", [9, 13, 20])
+def test_out_of_time_the_first_tiles_are_those_made_by_then(made: int) -> None:
+    counted = iter(range(100))
+
+    def propose_until(tissue: Tissue, seeds: Sequence[int]) -> Tiles:
+        if next(counted) == made:
+            raise OutOfTimeError("The time is spent.")
+        return propose(tissue, seeds)
+
+    tiles = first_tiles(propose_until, 5, 0, "a model")
+    assert len(tiles.images) == made
+    assert set(tiles.asked.tolist()) == set(range(9))
+    assert (tiles.images[:, 0, 0, 0] == tiles.asked).all()
+    assert (np.diff(tiles.asked) >= 0).all()
+
+
+def test_out_of_time_before_every_tissue_has_a_tile_is_said() -> None:
+    def too_slow(tissue: Tissue, seeds: Sequence[int]) -> Tiles:
+        raise OutOfTimeError("The time is spent.")
+
+    with pytest.raises(OutOfTimeError):
+        first_tiles(too_slow, 5, 0, "a model")
 
 
 @pytest.mark.usefixtures("few_samples")

@@ -45,7 +45,7 @@ from pathsynth.training import read_config, start
 from pathsynth.training import stable_diffusion as training
 from pathsynth.training.engine import OptimConfig, Run
 from pathsynth.training.stable_diffusion import StableDiffusionConfig, StableDiffusionTask
-from pathsynth.validator import Prediction
+from pathsynth.verify import Prediction
 from tests.fakes import probabilities_of, smooth_tile
 
 FAT = TISSUES[0]

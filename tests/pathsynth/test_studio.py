@@ -6,7 +6,9 @@ The toy validator sees adenocarcinoma epithelium in every tile.
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,38 @@ def test_a_free_description_finds_its_tissue_and_prints_nothing(
     result = studio.generate(request(description="crowded irregular malignant glands", tissue=None))
     assert (result.tissue, result.verified) == ("TUM", True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_classification_does_not_wait_for_a_generation_to_end(studio: Studio) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def between_steps() -> None:
+        begun.set()
+        assert gate.wait(30)
+
+    with ThreadPoolExecutor(1) as thread:
+        made = thread.submit(studio.generate, request(seed=70), check_cancelled=between_steps)
+        assert begun.wait(30)
+        answer = studio.classify(encode_png(np.full((28, 28, 3), 128, np.uint8)), "grey.png")
+        assert not made.done()
+        gate.set()
+        assert made.result(30).verified
+    assert answer.top[0].tissue == answer.tissue == "TUM"
+
+
+def test_the_budget_ends_a_proposal_between_two_steps_and_the_request_goes_on(studio: Studio) -> None:
+    never, steps = threading.Event(), 0
+
+    def slow_step() -> None:
+        nonlocal steps
+        steps += 1
+        never.wait(0.03)
+
+    part = studio.generate(request(count=2, seed=80, time_budget=0.02), check_cancelled=slow_step)
+    assert (part.attempts, part.can_continue, steps) == (0, True, 1)
+    whole = studio.generate(request(count=2, seed=80))
+    assert (whole.request_id, whole.verified) == (part.request_id, True)
+    assert [tile.seed for tile in whole.tiles] == [80, 81]
 
 
 # Bad input: one clear sentence, and nothing is lost.

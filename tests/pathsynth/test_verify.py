@@ -8,8 +8,7 @@ import pytest
 
 from pathsynth.records import MAX_SEED
 from pathsynth.tissues import CODES, TISSUES, Tissue, by_code
-from pathsynth.validator import Prediction
-from pathsynth.verify import Attempt, LoopRequest, verified_tiles
+from pathsynth.verify import Attempt, LoopRequest, Prediction, verified_tiles
 
 TUM = by_code("TUM")
 

@@ -10,7 +10,7 @@ from tests.mcp_fixtures import refusal
 
 pytestmark = pytest.mark.anyio
 
-TOOLS = ["generate_tissue_image", "classify_image", "evaluate_model"]
+TOOLS = ["generate_tissue_image", "classify_image", "evaluate_model", "list_tissues", "view_image"]
 
 
 async def test_the_server_names_itself_and_its_version(client: Client, mode: str) -> None:
@@ -59,6 +59,8 @@ async def test_every_number_and_text_argument_has_bounds(client: Client) -> None
                 "integer": {"minimum", "maximum"},
                 "number": {"minimum", "maximum"},
                 "string": {"maxLength"},
+                "array": {"minItems", "maxItems"},
+                "boolean": set(),
             }
             assert "enum" in schema or bounds[schema["type"]] <= set(schema), f"{tool.name}.{name}"
 
@@ -67,6 +69,9 @@ async def test_only_the_tools_whose_answer_is_data_have_an_output_schema(client:
     schemas = {tool.name: tool.output_schema for tool in (await client.list_tools()).tools}
 
     assert schemas["generate_tissue_image"] is None
+    assert schemas["view_image"] is None
+    assert "tissues" in (schemas["list_tissues"] or {})["properties"]
+    assert "top" in (schemas["classify_image"] or {})["properties"]
     assert "probabilities" in (schemas["classify_image"] or {})["properties"]
     assert "confusion" in (schemas["evaluate_model"] or {})["properties"]
 

@@ -40,7 +40,7 @@ async def test_eight_clients_at_once_each_get_their_own_images_in_order(mode: st
                 tile = smooth_tile(seed)
                 assert (result.tissue, result.seed, result.verified) == (code, seed, True)
                 assert result.tiles[0].image_id == image_id_of(tile)
-                expected = show([tile], [f"1 {code} 0.95"]).files
+                expected = show([tile], [f"1 {code} 0.95"], result.tiles).files
                 assert [base64.b64decode(image.data) for image in images(made)] == list(expected)
                 answered[number].append(request)
 

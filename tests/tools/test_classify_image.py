@@ -70,6 +70,16 @@ async def test_the_text_says_the_same_facts_as_the_structured_answer(client: Cli
     )
 
 
+async def test_the_three_likeliest_tissues_are_named_with_their_probabilities(client: Client) -> None:
+    result = await client.call_tool(TOOL, {"image": as_base64(encoded(tile(), "PNG"))})
+
+    answer = Classification.model_validate(result.structured_content)
+    assert len(answer.top) == 3
+    assert (answer.top[0].tissue, answer.top[0].confidence) == (answer.tissue, answer.confidence)
+    assert all(answer.probabilities[guess.tissue] == guess.confidence for guess in answer.top)
+    assert [guess.confidence for guess in answer.top] == sorted(answer.probabilities.values())[:-4:-1]
+
+
 async def test_a_stored_image_is_classified_by_its_id(client: Client) -> None:
     made = await client.call_tool("generate_tissue_image", {"tissue": "TUM"})
     image_id = texts(made)[0].split('"image_id":"')[1][:16]

@@ -1,18 +1,19 @@
 """`evaluate_model`, through a client in both protocol eras."""
 
+from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 from mcp import Client
+from mcp_types import ResourceLink
 
-from pathsynth.errors import DataError, WeightsError
+from pathsynth.errors import DataError, OutOfTimeError, WeightsError
 from pathsynth.records import Report
 from pathsynth.tissues import CODES
 from tests.fakes import FakeStudio, report
 from tests.mcp_fixtures import refusal, texts
-from tools.evaluate_model import evaluate
 
 pytestmark = pytest.mark.anyio
 
@@ -91,24 +92,56 @@ async def test_a_cancelled_evaluation_stops(client: Client, studio: FakeStudio) 
 
 
 @pytest.mark.parametrize("what", ["validator", "generator"])
-async def test_a_measurement_that_outlasts_the_budget_gives_way_to_the_committed_report(
-    studio: FakeStudio, what: str
+async def test_figures_of_fewer_images_than_asked_say_so(
+    client: Client, studio: FakeStudio, what: str
 ) -> None:
-    name = {"validator": "validator-val", "generator": "generator"}[what]
-    studio.committed[name] = report("generator", source="committed report")
-    ticks = iter([0.0, 39.0, 41.0])
+    studio.measures = 36
+    result = await client.call_tool(TOOL, {"what": what})
 
-    def measure() -> tuple[Report, str | None]:
-        kind: Any = what
-        return evaluate(
-            studio, kind, "val", 5, 0, lambda done, total, message: None, clock=lambda: next(ticks)
-        )
+    answer = Report.model_validate(result.structured_content)
+    assert (answer.source, answer.n) == ("measured", 36)
+    asked = {"validator": "10,004", "generator": "45"}[what]
+    assert texts(result)[1] == f"The time of the call sufficed for 36 of {asked} images."
 
-    answer, reason = await anyio.to_thread.run_sync(measure)
 
-    assert answer == studio.committed[name]
-    assert reason is not None
-    assert "40 s" in reason
+async def test_a_measurement_without_a_first_figure_gives_way_to_the_committed_report(
+    client: Client, studio: FakeStudio
+) -> None:
+    studio.data_error = OutOfTimeError("The time was spent before the first tile was named.")
+    studio.committed["validator-val"] = report("validator", source="committed report")
+
+    result = await client.call_tool(TOOL, {})
+
+    assert Report.model_validate(result.structured_content) == studio.committed["validator-val"]
+    assert "The time was spent" in texts(result)[1]
+
+
+async def test_the_library_is_given_less_than_the_time_of_the_call(
+    client: Client, studio: FakeStudio
+) -> None:
+    await client.call_tool(TOOL, {"what": "generator"})
+
+    assert studio.time_budgets == [pytest.approx(34, abs=3)]
+
+
+async def test_plots_of_the_committed_report_are_linked(
+    client: Client, studio: FakeStudio, tmp_path: Path
+) -> None:
+    studio._weights_folder = tmp_path
+    (tmp_path / "reports").mkdir()
+    for name in ("confusion-validator-val.png", "confusion-generator.png", "tiles.png", "validator-val.json"):
+        (tmp_path / "reports" / name).touch()
+
+    async def linked(**arguments: str) -> list[str]:
+        result = await client.call_tool(TOOL, arguments)
+        return [str(block.uri) for block in result.content if isinstance(block, ResourceLink)]
+
+    assert await linked(split="val") == ["pathsynth://reports/confusion-validator-val.png"]
+    assert await linked(split="test") == []
+    assert await linked(what="generator") == [
+        "pathsynth://reports/confusion-generator.png",
+        "pathsynth://reports/tiles.png",
+    ]
 
 
 @pytest.mark.parametrize(
