@@ -31,7 +31,7 @@ from pathsynth.records import (
     TileRecord,
 )
 from pathsynth.store import ImageStore, image_id_of
-from pathsynth.tissues import TISSUES, Tissue, by_code
+from pathsynth.tissues import TISSUES, Tissue, by_code, named_tissue
 
 if TYPE_CHECKING:
     from pathsynth.evaluate import FirstTiles
@@ -105,6 +105,13 @@ class Studio:
         """Where delivered tiles are kept."""
         return self._store
 
+    @property
+    def weights_folder(self) -> Path:
+        """The folder of the weights, whether or not they are there; nothing is read."""
+        from pathsynth.weights import default_folder
+
+        return self._weights_folder or default_folder()
+
     @cached_property
     def weights(self) -> "Weights":
         """The weights, compared with their manifest. Raises WeightsError when they are missing or damaged."""
@@ -171,10 +178,11 @@ class Studio:
         """
         if tissue is not None:
             return by_code(tissue)
-        from pathsynth.text import named_tissue
-
+        named = named_tissue(description)
+        if named is not None:
+            return named
         with self._models:
-            return named_tissue(description) or self._resolver.resolve(description)
+            return self._resolver.resolve(description)
 
     def generate(
         self,
