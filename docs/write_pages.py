@@ -68,12 +68,12 @@ def _tool(tool: Tool) -> Iterable[str]:
         yield "Answers with text and pictures."
         return
     definitions = tool.output_schema.get("$defs", {})
-    rows = [
+    keys = [
         (f"`{name}`", _kind(schema, definitions), _escaped(schema.get("description", "")))
         for name, schema in tool.output_schema.get("properties", {}).items()
     ]
     yield "Answers with structured content:"
-    yield _table(("key", "type", "meaning"), rows)
+    yield _table(("key", "type", "meaning"), keys)
 
 
 def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:

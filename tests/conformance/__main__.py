@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ SCENARIOS = {
 }
 ERAS = {"legacy": "legacy", "modern": "auto"}
 """Protocol eras, as the inspector and as the TypeScript client call them."""
+
+HANDED_ON = {"PYTHONPATH", "PATHSYNTH_HOME", "PATHSYNTH_DATA"}
 
 FUZZED_CALLS = 1000
 TOOLPROOF_EXAMPLES = 15
@@ -158,7 +161,7 @@ def serving(environment: Mapping[str, str], log: Path) -> Iterator[str]:
             arguments, env=dict(environment), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors
         )
         try:
-            _wait_for(port, process)
+            _wait_for(port, process, log)
             yield f"http://127.0.0.1:{port}/mcp"
         finally:
             process.terminate()
@@ -169,30 +172,32 @@ def serving(environment: Mapping[str, str], log: Path) -> Iterator[str]:
                 process.wait()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.1)
-    raise CheckFailedError(f"the server did not listen within {START_SECONDS} s")
+    said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+    raise CheckFailedError(f"the server did not listen within {START_SECONDS} s; it said: {said}")
 
 
-def scenarios(checks: Checks, url: str, environment: Mapping[str, str]) -> None:
-    """The scenarios of the protocol's own suite, in both eras."""
-    for version, names in SCENARIOS.items():
-        for name in names:
-            arguments = ["server", "--url", url, "--spec-version", version, "--scenario", name]
-            arguments += ["--expected-failures", str(HERE / "baseline.yml")]
-            checks.run(
-                f"conformance {version} {name}",
-                lambda arguments=arguments: passed(run(command(CONFORMANCE, *arguments), environment)) and "",
-            )
+def scenario(environment: Mapping[str, str], url: str, version: str, name: str) -> str:
+    """One scenario of the protocol's own suite, in the era of a revision."""
+    arguments = ["server", "--url", url, "--spec-version", version, "--scenario", name]
+    passed(
+        run(command(CONFORMANCE, *arguments, "--expected-failures", str(HERE / "baseline.yml")), environment)
+    )
+    return ""
 
 
 def inspect(environment: Mapping[str, str], target: Sequence[str], era: str, *arguments: str) -> Outcome:
-    """One run of the inspector's command line against a server, which it starts or reaches at a URL."""
-    options = ["--cli", *target, "--protocol-era", era, *arguments]
+    """One run of the inspector's command line against a server, which it starts or reaches at a URL. It hands
+    on only the variables that it is told to."""
+    handed_on = [
+        part for name, value in environment.items() if name in HANDED_ON for part in ("-e", f"{name}={value}")
+    ]
+    options = ["--cli", *target, "--protocol-era", era, *handed_on, *arguments]
     return passed(run(command(INSPECTOR, *options), environment))
 
 
@@ -215,7 +220,7 @@ def call_every_tool(environment: Mapping[str, str], url: str, era: str) -> str:
     def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         options = ["--method", "tools/call", "--tool-name", name, "--tool-args-json", json.dumps(arguments)]
         outcome = inspect(environment, target, era, *options, "--format", "json", "-q")
-        answer = _json(outcome)
+        answer: dict[str, Any] = _json(outcome)
         size = len(json.dumps(answer, separators=(",", ":")))
         if size > MOST_ANSWER_BYTES:
             raise CheckFailedError(f"{name} answers {size} bytes")
@@ -247,6 +252,11 @@ def _json(outcome: Outcome) -> Any:
     return value.get("result", value)
 
 
+def session(environment: Mapping[str, str], arguments: Sequence[str]) -> str:
+    """A whole session of the TypeScript client."""
+    return passed(run(command(HERE / "client.mjs", *arguments), environment)).last_line()
+
+
 def bundle(environment: Mapping[str, str]) -> str:
     """The manifest of the MCP bundle is valid; `make bundle` packs it."""
     manifest = REPOSITORY / "mcpb" / "manifest.json"
@@ -260,6 +270,13 @@ def toolproof(environment: Mapping[str, str]) -> str:
     server = [sys.executable, "-m", "server.main"]
     outcome = run([str(program), "fuzz", *options, "--", *server], environment, FUZZ_SECONDS)
     return re.sub(r"\s+", " ", passed(outcome).last_line())
+
+
+def fuzzing(environment: Mapping[str, str], url: str, log: Path, forbidden: Sequence[str]) -> str:
+    """Schema fuzzing by our own program, which also looks for what an answer must not say."""
+    arguments = [url, str(FUZZED_CALLS), str(log), *forbidden]
+    program = [sys.executable, "-m", "tests.conformance.fuzz"]
+    return passed(run([*program, *arguments], environment, FUZZ_SECONDS)).last_line()
 
 
 def environment_for(folder: Path, weights: Path | None = None) -> dict[str, str]:
@@ -280,25 +297,22 @@ def real_checks(checks: Checks, folder: Path) -> None:
     """Everything that runs on the weights that are shipped."""
     environment = environment_for(folder)
     over_stdio = [sys.executable, "-m", "server.main"]
-    checks.run("mcpb validate", lambda: bundle(environment))
+    checks.run("mcpb validate", partial(bundle, environment))
     with serving(environment, folder / "server.log") as url:
-        scenarios(checks, url, environment)
+        for version, names in SCENARIOS.items():
+            for name in names:
+                checks.run(
+                    f"conformance {version} {name}", partial(scenario, environment, url, version, name)
+                )
         for era, mode in ERAS.items():
             for kind, target in (("stdio", over_stdio), ("http", [url, "--transport", "http"])):
                 checks.run(
-                    f"inspector --strict, {kind}, {era}",
-                    lambda target=target, era=era: strict_schemas(environment, target, era),
+                    f"inspector --strict, {kind}, {era}", partial(strict_schemas, environment, target, era)
                 )
-            checks.run(
-                f"inspector calls every tool, {era}",
-                lambda era=era: call_every_tool(environment, url, era),
-            )
-            for kind, address in (("stdio", over_stdio), ("http", [url])):
-                session = command(HERE / "client.mjs", mode, kind, *address)
-                checks.run(
-                    f"TypeScript client, {kind}, {era}",
-                    lambda session=session: passed(run(session, environment)).last_line(),
-                )
+            checks.run(f"inspector calls every tool, {era}", partial(call_every_tool, environment, url, era))
+            for kind, target in (("stdio", over_stdio), ("http", [url])):
+                arguments = [mode, kind, *target]
+                checks.run(f"TypeScript client, {kind}, {era}", partial(session, environment, arguments))
 
 
 def fuzz_checks(checks: Checks, folder: Path) -> None:
@@ -307,13 +321,9 @@ def fuzz_checks(checks: Checks, folder: Path) -> None:
     environment = environment_for(folder, weights)
     forbidden = [str(folder), str(REPOSITORY), sys.prefix, str(Path.home())]
     passed(run([sys.executable, "-m", "tests.conformance.toy", str(weights)], environment))
-    checks.run("toolproof fuzz, stdio", lambda: toolproof(environment))
+    checks.run("toolproof fuzz, stdio", partial(toolproof, environment))
     with serving(environment, log) as url:
-        fuzz = [sys.executable, "-m", "tests.conformance.fuzz", url, str(FUZZED_CALLS), str(log), *forbidden]
-        checks.run(
-            "schema fuzzing, http",
-            lambda: passed(run(fuzz, environment, FUZZ_SECONDS)).last_line(),
-        )
+        checks.run("schema fuzzing, http", partial(fuzzing, environment, url, log, forbidden))
 
 
 def main(wanted: Sequence[str]) -> int:
