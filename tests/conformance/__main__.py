@@ -197,7 +197,7 @@ def inspect(environment: Mapping[str, str], target: Sequence[str], era: str, *ar
     handed_on = [
         part for name, value in environment.items() if name in HANDED_ON for part in ("-e", f"{name}={value}")
     ]
-    options = ["--cli", *target, "--protocol-era", era, *handed_on, *arguments]
+    options = ["--cli", *target, "--protocol-era", era, *handed_on, "--connect-timeout", "60000", *arguments]
     return passed(run(command(INSPECTOR, *options), environment))
 
 
