@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 STAMP := .venv/installed
+NODE := tests/conformance/node_modules/.package-lock.json
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint conformance docs bundle
 
 setup: $(STAMP)
 
@@ -26,3 +27,27 @@ lint: $(STAMP)
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy
+
+# One of the extras of pyproject.toml, beside what the setup installed.
+.venv/installed-%: $(STAMP)
+	$(VENV) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+# The Node packages that the lock file pins, with the Node of the extra; none of their own scripts is run.
+$(NODE): tests/conformance/package.json tests/conformance/package-lock.json .venv/installed-conformance
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/npm ci --prefix tests/conformance --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# The protocol's own suite, the inspector, the TypeScript client and fuzzing. `make conformance ONLY=inspector` runs
+# the checks with that word in their name.
+conformance: $(NODE)
+	$(VENV) -m tests.conformance $(ONLY)
+
+# The pages of docs/ and those made from the server itself, as a site in build/site.
+docs: .venv/installed-docs
+	$(VENV) docs/write_pages.py
+	.venv/bin/zensical build --clean --strict
+
+# The MCP bundle for Claude Desktop, dist/pathsynth-VERSION.mcpb.
+bundle: $(NODE)
+	$(VENV) mcpb/pack_bundle.py

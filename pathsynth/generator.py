@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pathsynth.layout import DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
-from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder, named_tissue
-from pathsynth.tissues import TISSUES, Tissue
+from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder
+from pathsynth.tissues import TISSUES, Tissue, named_tissue
 from pathsynth.validator import from_model_range
 from pathsynth.weights import Weights, loading
 

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from pathsynth.errors import WeightsError
 from pathsynth.images import NATIVE_EDGE, Picture, to_native
 from pathsynth.layout import LORA_FILE
-from pathsynth.text import TextContext, TextEncoder, named_tissue
-from pathsynth.tissues import Tissue
+from pathsynth.text import TextContext, TextEncoder
+from pathsynth.tissues import Tissue, named_tissue
 
 SETTINGS_FILE: Final = "settings.json"
 INDEX_FILE: Final = "model_index.json"

@@ -37,7 +37,7 @@ from pathsynth.records import (
     TileRecord,
 )
 from pathsynth.store import ImageStore, StoredImage
-from pathsynth.tissues import TISSUES, Tissue, by_code
+from pathsynth.tissues import TISSUES, Tissue, by_code, named_tissue
 
 if TYPE_CHECKING:
     from pathsynth.evaluate import FirstTiles
@@ -213,10 +213,11 @@ class Studio:
         """
         if tissue is not None:
             return by_code(tissue)
+        named = named_tissue(description)
+        if named is not None:
+            return named
         with self._models:
-            from pathsynth.text import named_tissue
-
-            return named_tissue(description) or self._resolver.resolve(description)
+            return self._resolver.resolve(description)
 
     def request_id(self, request: GenerationRequest) -> str:
         """Identity of a request: 12 hexadecimal digits of the SHA-256 over its wishes and the weights."""

@@ -245,14 +245,3 @@ class TissueResolver:
             return set()
         nearest = [max(self._nearest(part)[0].items(), key=lambda item: item[1]) for part in parts]
         return {code for code, score in nearest if score >= LEAST_NAMING}
-
-
-def named_tissue(description: str) -> Tissue | None:
-    """The tissue whose code, label, synonym or prompt the description is, letter for letter but for case."""
-    wanted = description.strip().casefold()
-    for tissue in TISSUES:
-        if wanted in {
-            name.casefold() for name in (tissue.code, tissue.label, *tissue.synonyms, tissue.prompt)
-        }:
-            return tissue
-    return None

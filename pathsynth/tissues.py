@@ -493,3 +493,14 @@ def by_code(code: str) -> Tissue:
         shown = code.strip() if len(code.strip()) <= 20 else code.strip()[:20] + "..."
         raise RequestError(f"There is no tissue with the code {shown!r}; choose one of {', '.join(CODES)}.")
     return tissue
+
+
+def named_tissue(description: str) -> Tissue | None:
+    """The tissue whose code, label, synonym or prompt the description is, letter for letter but for case."""
+    wanted = description.strip().casefold()
+    for tissue in TISSUES:
+        if wanted in {
+            name.casefold() for name in (tissue.code, tissue.label, *tissue.synonyms, tissue.prompt)
+        }:
+            return tissue
+    return None

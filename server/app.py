@@ -1,5 +1,5 @@
-"""The MCP server: tools and resources over one `Studio`, and the one place where errors become words for
-the client."""
+"""The MCP server: tools, resources and prompts over one `Studio`, and the one place where errors become words
+for the client."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
-from mcp_types import CallToolResult, InputRequiredResult
+from mcp_types import CallToolResult, GetPromptResult, InputRequiredResult, ResourceTemplate
 from pydantic import ValidationError
 
 import tools
 from pathsynth import __version__
 from pathsynth.errors import PathSynthError
 from pathsynth.studio import Studio
-from server import resources
+from server import completion, prompts, resources
 from tools import generate_tissue_image
 from tools.queue import WorkQueue
 from tools.wording import argument_problems, without_folders
@@ -76,11 +76,28 @@ class PathSynthServer(MCPServer):
                 raise ToolError(argument_problems(error.__cause__)) from error.__cause__
             raise
 
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context | None = None
+    ) -> GetPromptResult | InputRequiredResult:
+        """Render a prompt. Raises MCPError with one sentence when its name or its arguments are wrong."""
+        prompts.check(await self.list_prompts(), name, arguments or {})
+        return await super().get_prompt(name, arguments, context)
+
+    async def list_resource_templates(self) -> list[ResourceTemplate]:
+        """The templates; one whose resources differ in media type names none, as the protocol asks."""
+        return [
+            template.model_copy(update={"mime_type": None})
+            if template.mime_type == resources.ANY_TYPE
+            else template
+            for template in await super().list_resource_templates()
+        ]
+
 
 def build_server(
     studio: Studio, image_folders: Sequence[Path] = (), metrics: "Metrics | None" = None
 ) -> PathSynthServer:
-    """An MCP server with every tool and resource over `studio`; nothing is loaded until a tool is called.
+    """An MCP server with every tool, resource and prompt over `studio`; nothing is loaded until a tool is
+    called.
 
     Image paths are read only inside `image_folders`; with none, as befits every transport but stdio, paths
     are refused. Calls are counted in `metrics`.
@@ -97,4 +114,6 @@ def build_server(
     server.queue = WorkQueue()
     tools.register(server, studio, server.queue, image_folders)
     resources.register(server, studio)
+    prompts.register(server)
+    completion.register(server, {**resources.choices(studio), **prompts.choices()})
     return server

@@ -1,21 +1,133 @@
-"""Resources: the stored originals behind the links that the tools hand out, and their records."""
+"""Resources: the tissues and their glossary, stored originals and their records, the model card, the reports.
+
+Clients that never read resources reach the same through the tools.
+"""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+from mcp.server.mcpserver.resources import FileResource
+from pydantic import BaseModel, TypeAdapter
 
-from pathsynth.errors import StoreError
+from pathsynth.errors import RequestError, StoreError
 from pathsynth.records import IMAGE_ID_PATTERN
 from pathsynth.store import StoredImage
 from pathsynth.studio import Studio
+from pathsynth.tissues import CODES, TISSUES, Tissue, by_code
+from server.completion import Choices, one_of, tissue_codes
 from tools.generate_tissue_image import image_uri
 from tools.wording import without_folders
 
+TISSUES_URI = "pathsynth://tissues"
+MODEL_CARD_URI = "pathsynth://model-card"
+REPORTS_URI = "pathsynth://reports"
+TISSUE_TEMPLATE = f"{TISSUES_URI}/{{code}}"
+IMAGE_TEMPLATE = image_uri("{image_id}")
+RECORD_TEMPLATE = f"{IMAGE_TEMPLATE}/record"
+REPORT_TEMPLATE = f"{REPORTS_URI}/{{name}}"
+
+MODEL_CARD_FILE = "MODEL_CARD.md"
+REPORT_TYPES = {".json": "application/json", ".png": "image/png"}
+ANY_TYPE = "*/*"
+"""Media type of a template whose resources differ in theirs; the server leaves it out of the listing."""
+
+
+class TissueEntry(BaseModel):
+    """One tissue. `seen` and `confused_with` (code to difference, the likeliest first) are its glossary."""
+
+    tissue: str
+    label: str
+    synonyms: tuple[str, ...]
+    seen: str | None = None
+    confused_with: dict[str, str] | None = None
+
+
+class TissueList(BaseModel):
+    """The tissues, in PathMNIST order."""
+
+    tissues: list[TissueEntry]
+
+
+class ReportFile(BaseModel):
+    """One file among the reports; `bytes` is its size."""
+
+    name: str
+    uri: str
+    mime_type: str
+    bytes: int
+
+
+def entry(tissue: Tissue, glossary: bool) -> TissueEntry:
+    """What is told of one tissue."""
+    short = TissueEntry(tissue=tissue.code, label=tissue.label, synonyms=tissue.synonyms)
+    if not glossary:
+        return short
+    differences = {each.code: each.difference for each in tissue.glossary.confused_with}
+    return short.model_copy(update={"seen": tissue.glossary.seen, "confused_with": differences})
+
+
+def report_files(weights: Path) -> tuple[Path, ...]:
+    """Reports and plots that came with the weights, by name; none when there are no weights."""
+    folder = weights / "reports"
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(path.resolve() for path in folder.iterdir() if path.suffix in REPORT_TYPES))
+
+
+def choices(studio: Studio) -> Mapping[str, Mapping[str, Choices]]:
+    """What the variables of the templates may be completed with."""
+    image_ids = {"image_id": one_of(studio.store.ids)}
+    return {
+        TISSUE_TEMPLATE: {"code": tissue_codes},
+        IMAGE_TEMPLATE: image_ids,
+        RECORD_TEMPLATE: image_ids,
+        REPORT_TEMPLATE: {
+            "name": one_of(lambda: [path.name for path in report_files(studio.weights_folder)])
+        },
+    }
+
 
 def register(server: MCPServer, studio: Studio) -> None:
-    """Add `pathsynth://images/{image_id}` and `pathsynth://images/{image_id}/record` to `server`."""
+    """Add every resource to `server`. What does not exist is answered with a `ResourceNotFoundError` in one
+    sentence."""
+    _register_tissues(server)
+    _register_images(server, studio)
+    _register_model_card(server, studio)
+    _register_reports(server, studio)
 
+
+def _register_tissues(server: MCPServer) -> None:
+    @server.resource(
+        TISSUES_URI,
+        name="tissues",
+        title="The nine tissues",
+        description="Codes, labels and synonyms of the nine tissues, in PathMNIST order.",
+        mime_type="application/json",
+    )
+    def tissues() -> str:
+        listed = TissueList(tissues=[entry(tissue, glossary=False) for tissue in TISSUES])
+        return listed.model_dump_json(exclude_none=True)
+
+    @server.resource(
+        TISSUE_TEMPLATE,
+        name="tissue",
+        title="Glossary of a tissue",
+        description=f"What one sees in a tile, and what tells it from its look-alikes. "
+        f"Codes: {', '.join(CODES)}.",
+        mime_type="application/json",
+    )
+    def tissue(code: str) -> str:
+        try:
+            found = by_code(code)
+        except RequestError as error:
+            raise ResourceNotFoundError(str(error)) from error
+        return entry(found, glossary=True).model_dump_json()
+
+
+def _register_images(server: MCPServer, studio: Studio) -> None:
     def stored(image_id: str) -> StoredImage:
         if not re.fullmatch(IMAGE_ID_PATTERN, image_id):
             raise ResourceNotFoundError(
@@ -27,7 +139,7 @@ def register(server: MCPServer, studio: Studio) -> None:
             raise ResourceNotFoundError(without_folders(str(error))) from error
 
     @server.resource(
-        image_uri("{image_id}"),
+        IMAGE_TEMPLATE,
         name="image",
         title="Stored tile",
         description="The stored original of a generated tile as PNG, at its native size.",
@@ -37,7 +149,7 @@ def register(server: MCPServer, studio: Studio) -> None:
         return stored(image_id).path.read_bytes()
 
     @server.resource(
-        image_uri("{image_id}") + "/record",
+        RECORD_TEMPLATE,
         name="record",
         title="Record of a stored tile",
         description="How a tile came about: tissue, description, seed, confidence, attempts, model.",
@@ -45,3 +157,70 @@ def register(server: MCPServer, studio: Studio) -> None:
     )
     def record(image_id: str) -> str:
         return stored(image_id).record.model_dump_json()
+
+
+def _register_model_card(server: MCPServer, studio: Studio) -> None:
+    @server.resource(
+        MODEL_CARD_URI,
+        name="model-card",
+        title="Model card",
+        description="What the models were trained on, every figure with split, size and seed, and limits.",
+        mime_type="text/markdown",
+    )
+    def model_card() -> str:
+        try:
+            return (studio.weights_folder / MODEL_CARD_FILE).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ResourceNotFoundError(
+                "These weights carry no model card; install PathSynth again."
+            ) from error
+
+
+def _register_reports(server: MCPServer, studio: Studio) -> None:
+    """Each report is a resource of its own, so that it is listed with its own media type; the template is
+    for clients that complete names, and only ever sees names that are not there."""
+    files = report_files(studio.weights_folder)
+    names = [path.name for path in files]
+
+    @server.resource(
+        REPORTS_URI,
+        name="reports",
+        title="Reports and plots",
+        description="Names, addresses and sizes of the reports and plots that came with the weights.",
+        mime_type="application/json",
+    )
+    def reports() -> str:
+        listed = [
+            ReportFile(
+                name=path.name,
+                uri=f"{REPORTS_URI}/{path.name}",
+                mime_type=REPORT_TYPES[path.suffix],
+                bytes=path.stat().st_size,
+            )
+            for path in files
+        ]
+        return TypeAdapter(list[ReportFile]).dump_json(listed).decode("utf-8")
+
+    for path in files:
+        kind = "Plot" if REPORT_TYPES[path.suffix].startswith("image/") else "Report"
+        server.add_resource(
+            FileResource(
+                uri=f"{REPORTS_URI}/{path.name}",
+                name=path.name,
+                title=f"{kind} {path.stem}",
+                description=f"{kind} that came with the weights.",
+                mime_type=REPORT_TYPES[path.suffix],
+                path=path,
+            )
+        )
+
+    @server.resource(
+        REPORT_TEMPLATE,
+        name="report",
+        title="Report or plot",
+        description="A report as JSON, or a plot as PNG, that came with the weights.",
+        mime_type=ANY_TYPE,
+    )
+    def report(name: str) -> str:
+        there = f"there are {', '.join(names)}" if names else "these weights carry none"
+        raise ResourceNotFoundError(f"There is no report named {name[:40]!r}; {there}.")

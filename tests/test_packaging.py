@@ -126,6 +126,7 @@ def test_the_wheel_generates_a_verified_tile_from_an_empty_folder(installed: Ins
 def test_both_commands_of_the_wheel_know_their_version(installed: Installed) -> None:
     assert installed.run("pathsynth", "--version") == f"pathsynth {VERSION}\n"
     assert installed.run("pathsynth-mcp", "--version") == f"pathsynth-mcp {VERSION}\n"
+    assert installed.run("pathsynth", "mcp", "--version") == f"pathsynth-mcp {VERSION}\n"
 
 
 def test_a_failure_of_the_installed_command_is_its_exit_code(installed: Installed) -> None:

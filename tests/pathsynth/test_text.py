@@ -20,9 +20,8 @@ from pathsynth.text import (
     TissueResolver,
     check_encoder,
     encoder_folder,
-    named_tissue,
 )
-from pathsynth.tissues import CODES, TISSUES, Tissue
+from pathsynth.tissues import CODES, TISSUES, Tissue, named_tissue
 
 DEVELOPMENT = {
     "ADI": (

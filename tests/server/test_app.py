@@ -80,12 +80,14 @@ async def test_listing_the_tools_is_cheap(client: Client) -> None:
     assert len((await client.list_tools()).model_dump_json(by_alias=True, exclude_none=True)) < 12_000
 
 
-async def test_the_image_and_its_record_are_listed_as_templates(client: Client) -> None:
+async def test_the_templates_are_listed_with_the_media_types_they_have_in_common(client: Client) -> None:
     templates = (await client.list_resource_templates()).resource_templates
 
     assert {template.uri_template: template.mime_type for template in templates} == {
         "pathsynth://images/{image_id}": "image/png",
         "pathsynth://images/{image_id}/record": "application/json",
+        "pathsynth://tissues/{code}": "application/json",
+        "pathsynth://reports/{name}": None,
     }
 
 

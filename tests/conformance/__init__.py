@@ -1,0 +1,1 @@
+"""Checks that others wrote, run against the real server: `make conformance`."""
