@@ -19,9 +19,12 @@ IMAGE_ID_PATTERN = r"^[0-9a-f]{16}$"
 RejectedFor = Literal["other tissue", "low confidence", "out of distribution", "near copy"]
 
 
-def _without_titles(schema: dict[str, Any]) -> None:
-    """Drop the titles of the keys from a JSON schema: they repeat the keys and cost every client words."""
+def _short(schema: dict[str, Any]) -> None:
+    """Drop from a JSON schema what costs every client words and tells it nothing: titles, which repeat the
+    keys, and the docstring of the class, which is for those who read the code.
+    """
     schema.pop("title", None)
+    schema.pop("description", None)
     for key in schema.get("properties", {}).values():
         key.pop("title", None)
 
@@ -29,7 +32,7 @@ def _without_titles(schema: dict[str, Any]) -> None:
 class Record(BaseModel):
     """Base of every answer: immutable, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_without_titles)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_short)
 
 
 class AttemptRecord(Record):
