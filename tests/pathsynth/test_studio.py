@@ -151,7 +151,7 @@ def test_a_classification_does_not_wait_for_a_generation_to_end(studio: Studio) 
         assert not made.done()
         gate.set()
         assert made.result(30).verified
-    assert [guess.tissue for guess in answer.top][0] == answer.tissue == "TUM"
+    assert answer.top[0].tissue == answer.tissue == "TUM"
 
 
 def test_the_budget_ends_a_proposal_between_two_steps_and_the_request_goes_on(studio: Studio) -> None:
