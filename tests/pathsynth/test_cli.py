@@ -151,7 +151,7 @@ def test_every_option_of_generate_reaches_the_library(shell: Shell) -> None:
 def test_generate_tells_a_person_what_was_made_where_and_what_it_is_not(shell: Shell) -> None:
     ran = shell("generate", "glands")
     assert ran.code == 0
-    assert "1 of 1 tiles verified" in ran.out
+    assert "1 tile of colorectal adenocarcinoma epithelium verified" in ran.out
     assert "not for diagnosis" in ran.out
     assert shell.studio.store.ids()[0][:6] in ran.out
 
@@ -194,7 +194,7 @@ def test_no_tile_at_all_is_a_failure_that_says_so(shell: Shell) -> None:
     shell.studio.is_verified = lambda attempt: False
     ran = shell("generate", "glands", "--max-attempts", "2")
     assert ran.code == 1
-    assert "0 of 1 tiles verified in 2 attempts" in ran.out
+    assert "Only 0 of 1 tiles of colorectal adenocarcinoma epithelium" in ran.out
 
 
 @pytest.mark.parametrize(

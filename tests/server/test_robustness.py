@@ -104,14 +104,14 @@ def assert_unset(event: threading.Event, seconds: float) -> None:
 async def test_a_call_given_up_at_any_moment_frees_the_next_one(
     client: Client, studio: FakeStudio, server: PathSynthServer
 ) -> None:
-    step_seconds = 0.02
+    step_seconds = 0.2
     studio.is_verified = is_third
     never = threading.Event()
     studio.on_step = lambda: assert_unset(never, step_seconds)
     moments = random.Random(0)
     waits: list[float] = []
     for number in range(CANCELLATIONS):
-        with anyio.move_on_after(moments.uniform(0, 0.3)) as call:
+        with anyio.move_on_after(moments.uniform(0, 0.6)) as call:
             arguments = {"tissue": "TUM", "count": 9, "seed": 1000 * number}
             await client.call_tool("generate_tissue_image", arguments)
         with anyio.fail_after(10):
@@ -126,7 +126,7 @@ async def test_a_call_given_up_at_any_moment_frees_the_next_one(
     assert not list(home.rglob("*.partial"))
     assert_whole(home)
     median = sorted(waits)[len(waits) // 2]
-    assert median < 3 * step_seconds
+    assert median < step_seconds
     print(f"\n{CANCELLATIONS} given up: free after {median * 1e3:.0f} ms, at most {max(waits) * 1e3:.0f} ms")
 
 
@@ -154,7 +154,7 @@ async def test_nonsense_is_answered_in_words_that_tell_nothing_of_the_server(
         "per_class": 1,
     }
     forbidden = ("Traceback", 'File "', "pydantic", "site-packages", ".py", "unexpectedly", "Error executing")
-    folders = (str(studio.store.root), str(REPOSITORY), str(Path.home()), "/etc")
+    told = (str(studio.store.root), str(REPOSITORY), str(Path.home()), "root:")
     refused = 0
     async with Client(build_server(studio), mode=mode) as client:  # no folders: as over HTTP
         tools = (await client.list_tools()).tools
@@ -176,7 +176,7 @@ async def test_nonsense_is_answered_in_words_that_tell_nothing_of_the_server(
                 assert len(result.model_dump_json(by_alias=True).encode()) <= 300_000
             for text in words:
                 assert not [word for word in forbidden if word in text], (tool.name, arguments, text)
-                assert not [folder for folder in folders if folder in text], (tool.name, arguments, text)
+                assert not [each for each in told if each in text], (tool.name, arguments, text)
     assert 0 < refused < FUZZED
     print(f"\n{FUZZED} calls of nonsense, {refused} refused in a sentence")
 

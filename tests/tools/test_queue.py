@@ -27,13 +27,13 @@ class Call:
 
     def __init__(self, queue: WorkQueue, line: Line = Line.GENERATION) -> None:
         self._queue, self._line = queue, line
-        self.waits, self.runs = threading.Event(), threading.Event()
+        self.waits, self.moved_up, self.runs = threading.Event(), threading.Event(), threading.Event()
         self.may_end, self.gives_up = threading.Event(), threading.Event()
         self.places: list[int] = []
 
     def _on_position(self, before: int) -> None:
         self.places.append(before)
-        self.waits.set()
+        (self.moved_up if self.waits.is_set() else self.waits).set()
 
     def _check(self) -> None:
         if self.gives_up.is_set():
@@ -142,6 +142,7 @@ def test_a_call_that_gives_up_leaves_the_queue_and_the_next_one_moves_up(threads
     second.gives_up.set()
     with pytest.raises(GaveUpError):
         futures[1].result(SECONDS)
+    assert third.moved_up.wait(SECONDS)
     assert (queue.running, queue.waiting) == (1, 1)
     first.may_end.set()
     assert third.runs.wait(SECONDS)
