@@ -63,6 +63,7 @@ TOOLPROOF_EXAMPLES = 15
 SEED = 1
 MOST_ANSWER_BYTES = 300_000
 START_SECONDS = 120
+CALL_SECONDS = 120
 CHECK_SECONDS = 600
 FUZZ_SECONDS = 3000
 
@@ -197,7 +198,16 @@ def inspect(environment: Mapping[str, str], target: Sequence[str], era: str, *ar
     handed_on = [
         part for name, value in environment.items() if name in HANDED_ON for part in ("-e", f"{name}={value}")
     ]
-    options = ["--cli", *target, "--protocol-era", era, *handed_on, "--connect-timeout", "60000", *arguments]
+    options = [
+        "--cli",
+        *target,
+        "--protocol-era",
+        era,
+        *handed_on,
+        "--connect-timeout",
+        str(1000 * CALL_SECONDS),
+        *arguments,
+    ]
     return passed(run(command(INSPECTOR, *options), environment))
 
 
@@ -263,12 +273,18 @@ def bundle(environment: Mapping[str, str]) -> str:
     return passed(run(command(MCPB, "validate", str(manifest)), environment)).last_line()
 
 
-def toolproof(environment: Mapping[str, str]) -> str:
-    """Schema fuzzing by somebody else's program, over stdio."""
+def toolproof(environment: Mapping[str, str], url: str, folder: Path) -> str:
+    """Schema fuzzing by somebody else's program. Its settings are a file, since no option of it lengthens the
+    time that it gives a call."""
+    fuzz = {"max_examples": TOOLPROOF_EXAMPLES, "seed": SEED, "timeout_ms": 1000 * CALL_SECONDS}
+    settings = {
+        "server": {"url": url, "startup_timeout_s": CALL_SECONDS},
+        "fuzz": fuzz | {"max_time_s": CHECK_SECONDS},
+    }
+    file = folder / "toolproof.yaml"
+    file.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
     program = Path(sys.executable).with_name("toolproof")
-    options = ["--examples", str(TOOLPROOF_EXAMPLES), "--seed", str(SEED), "--timeout-ms", "60000"]
-    server = [sys.executable, "-m", "server.main"]
-    outcome = run([str(program), "fuzz", *options, "--", *server], environment, FUZZ_SECONDS)
+    outcome = run([str(program), "fuzz", "--config", str(file)], environment, FUZZ_SECONDS)
     return re.sub(r"\s+", " ", passed(outcome).last_line())
 
 
@@ -286,6 +302,7 @@ def environment_for(folder: Path, weights: Path | None = None) -> dict[str, str]
         "PYTHONPATH": str(REPOSITORY),
         "PATHSYNTH_HOME": str(folder / "home"),
         "PATHSYNTH_DATA": str(folder / "data"),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
         "NO_COLOR": "1",
         "COLUMNS": "200",
         "DO_NOT_TRACK": "1",
@@ -321,8 +338,8 @@ def fuzz_checks(checks: Checks, folder: Path) -> None:
     environment = environment_for(folder, weights)
     forbidden = [str(folder), str(REPOSITORY), sys.prefix, str(Path.home())]
     passed(run([sys.executable, "-m", "tests.conformance.toy", str(weights)], environment))
-    checks.run("toolproof fuzz, stdio", partial(toolproof, environment))
     with serving(environment, log) as url:
+        checks.run("toolproof, http", partial(toolproof, environment, url, folder))
         checks.run("schema fuzzing, http", partial(fuzzing, environment, url, log, forbidden))
 
 

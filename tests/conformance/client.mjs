@@ -12,7 +12,7 @@ const transport =
     ? new StreamableHTTPClientTransport(new URL(target))
     : new StdioClientTransport({ command: target, args: rest, env: { ...process.env }, stderr: 'ignore' });
 const client = new Client({ name: 'conformance', version: '1' }, { versionNegotiation: { mode } });
-const patient = { timeout: 120_000, resetTimeoutOnProgress: true };
+const patient = { timeout: 300_000, resetTimeoutOnProgress: true };
 
 await client.connect(transport);
 assert.equal(client.getNegotiatedProtocolVersion(), mode === 'legacy' ? '2025-11-25' : '2026-07-28');

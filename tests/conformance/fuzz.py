@@ -58,7 +58,11 @@ class Findings:
 def collected(strategy: Any, count: int) -> list[dict[str, Any]]:
     """The first `count` values of a strategy, the same ones every time."""
     values: list[dict[str, Any]] = []
-    draw = given(strategy)(values.append)
+
+    def keep(value: dict[str, Any]) -> None:
+        values.append(value)
+
+    draw = given(strategy)(keep)
     settings(
         max_examples=count,
         derandomize=True,
