@@ -302,6 +302,7 @@ def environment_for(folder: Path, weights: Path | None = None) -> dict[str, str]
         "PYTHONPATH": str(REPOSITORY),
         "PATHSYNTH_HOME": str(folder / "home"),
         "PATHSYNTH_DATA": str(folder / "data"),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
         "NO_COLOR": "1",
         "COLUMNS": "200",
         "DO_NOT_TRACK": "1",
