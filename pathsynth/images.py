@@ -158,11 +158,11 @@ def _check_header(image: Image.Image, name: str) -> None:
 
 def _inflates(image: Image.Image) -> bool:
     """Whether so small a file holds so many pixels that decoding it would only cost memory."""
-    pixels, file = image.width * image.height, image.fp
+    pixels, file = image.width * image.height, getattr(image, "fp", None)
     if pixels <= _ALWAYS_READ or file is None:
         return False
     place = file.tell()
-    size = file.seek(0, io.SEEK_END)
+    size = int(file.seek(0, io.SEEK_END))
     file.seek(place)
     return 3 * pixels > MAX_INFLATION * size
 

@@ -1,6 +1,7 @@
 """Figures, against classifiers whose mistakes are known."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_out_of_time_the_validator_is_measured_on_a_random_part_of_the_split(
     def stop_after_two(done: int, total: int, message: str) -> None:
         told.append(done)
         if done == 20:
-            monkeypatch.setattr(evaluate.time, "monotonic", lambda: 2e9)
+            monkeypatch.setattr(time, "monotonic", lambda: 2e9)
 
     report = evaluate_validator(Told(), split(), "a model", stop_after_two, deadline=1e9)
     assert (report.n, told) == (40, [0, 20])
