@@ -42,9 +42,11 @@ const offered = await client.complete({
 });
 assert.deepEqual(offered.completion.values, ['ADI']);
 
+// A request that was made before is answered from the store, without progress: every session asks anew.
+const seed = process.pid;
 const progress = [];
 const made = await client.callTool(
-  { name: 'generate_tissue_image', arguments: { tissue: 'ADI', seed: 1 } },
+  { name: 'generate_tissue_image', arguments: { tissue: 'ADI', seed } },
   { ...patient, onprogress: (each) => progress.push(each) },
 );
 assert.ok(!made.isError, JSON.stringify(made.content));
@@ -61,7 +63,10 @@ assert.equal(Buffer.from(stored.blob, 'base64').subarray(1, 4).toString(), 'PNG'
 const giveUp = new AbortController();
 let steps = 0;
 const abandoned = client.callTool(
-  { name: 'generate_tissue_image', arguments: { tissue: 'NORM', count: 9, min_confidence: 1, max_attempts: 100 } },
+  {
+    name: 'generate_tissue_image',
+    arguments: { tissue: 'NORM', count: 9, seed, min_confidence: 1, max_attempts: 100 },
+  },
   { ...patient, signal: giveUp.signal, onprogress: () => ++steps === 2 && giveUp.abort('enough') },
 );
 await assert.rejects(abandoned);
