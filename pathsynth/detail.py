@@ -4,14 +4,14 @@ A real 224-px tile resized with Pillow's BILINEAR to 28 px is the PathMNIST tile
 as exact low frequencies and only detail is made:
 
 1. `DetailAutoencoder`: latent at 28 x 28 of [thumbnail | detail channels]. The thumbnail is no output of a
-   network but the resizing itself, a linear operator A (`reduce_to_native`); the decoder adds only what A does
-   not see: A+ thumbnail + (1 - A+ A) network, A+ being the pseudo-inverse.
+   network but the resizing itself, a linear operator A (`reduce_to_native`); the decoder adds only what A
+   does not see: A+ thumbnail + (1 - A+ A) network, A+ being the pseudo-inverse.
 2. `DetailPipeline`: rectified flow over the detail channels, conditioned on the thumbnail and the text.
 3. `project`: the nearest 8-bit tile within 0 to 255 whose resizing is the layout tile, or an error.
 
 Autoencoder after Esser et al., *Taming Transformers*, 2021, in the shape of Bohan's TAESD; splitting an image
-into range and null space of a degradation after Wang et al., *DDNM*, 2023; projections onto convex sets
-after Bauschke and Borwein, 1996.
+into range and null space of a degradation after Wang et al., *DDNM*, 2023; momentum in projections after
+Beck and Teboulle, *FISTA*, 2009.
 """
 
 import hashlib
@@ -46,8 +46,8 @@ TILE_EDGE: Final = NATIVE_EDGE * REDUCTION
 DEFAULT_STEPS: Final = 8
 DEFAULT_GUIDANCE: Final = 1.0
 LARGEST_RMSE: Final = 1.0
-_PROJECTIONS: Final = 400
-_ENOUGH: Final = 0.05
+_PROJECTIONS: Final = 300
+_ENOUGH: Final = 0.1
 StepCallback = Callable[[int, int], None]
 
 
@@ -97,25 +97,29 @@ def _both_axes(matrix: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 def project(
     tile: npt.NDArray[np.floating], layout: Picture, largest_rmse: float = LARGEST_RMSE
 ) -> tuple[Picture, float]:
-    """The tile, in grey levels (224, 224, 3), moved as little as needed so that resizing it gives `layout`.
+    """The tile, in grey levels (224, 224, 3), moved so that resizing it gives `layout`.
 
-    Alternates between the tiles that resize to the layout tile and those within 0 to 255; where both meet,
-    as they do for every layout tile that some picture resizes to, it ends there.
+    Goes from the tile to the nearest one that resizes to the layout tile, and from there to the nearest
+    within 0 to 255, with momentum (Nesterov's, as in FISTA), until it is both. White and black areas, where
+    the range binds, take longest.
 
     Returns:
         The uint8 tile (224, 224, 3), and the root mean square difference, in grey levels, of its resizing by
         Pillow from the layout tile.
 
     Raises:
-        ProjectionError: the difference stays above `largest_rmse`.
+        ProjectionError: the difference stays above `largest_rmse`: no picture resizes to this layout tile.
     """
-    target = torch.from_numpy(layout.astype(np.float64)).permute(2, 0, 1)
-    values = torch.from_numpy(np.asarray(tile, dtype=np.float64)).permute(2, 0, 1)
+    target = torch.from_numpy(layout.astype(np.float32)).permute(2, 0, 1)
+    values = torch.from_numpy(np.asarray(tile, dtype=np.float32)).permute(2, 0, 1)
+    ahead, momentum = values, 1.0
     for _ in range(_PROJECTIONS):
-        difference = target - reduce_to_native(values)
-        if float(difference.square().mean().sqrt()) <= _ENOUGH and values.min() >= 0 and values.max() <= 255:
+        moved = (ahead + enlarge(target - reduce_to_native(ahead))).clamp(0, 255)
+        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = moved + (momentum - 1) / following * (moved - values)
+        values, momentum = moved, following
+        if float((target - reduce_to_native(values)).square().mean().sqrt()) <= _ENOUGH:
             break
-        values = (values + enlarge(difference)).clamp(0, 255)
     picture = values.permute(1, 2, 0).round().to(torch.uint8).contiguous().numpy()
     rmse = resizing_error(picture, layout)
     if rmse > largest_rmse:
@@ -150,7 +154,8 @@ class _Residual(nn.Module):
 class DetailAutoencoder(ModelMixin, ConfigMixin):
     """Convolutions between tiles (N, 3, 8 s, 8 s) in [-1, 1] and detail channels (N, k, s, s).
 
-    `channels` are the widths at 1/8, 1/4 and 1/2 of the tile's resolution, `blocks` the residual blocks there.
+    `channels` are the widths at 1/8, 1/4 and 1/2 of the tile's resolution, `blocks` the residual blocks
+    there.
     """
 
     @register_to_config

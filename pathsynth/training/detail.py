@@ -143,9 +143,9 @@ class AutoencoderTask:
         torch.manual_seed(config.optim.seed)
         self.config = config
         self.train = tiles or HiresTiles()
-        self.model: nn.Module = DetailAutoencoder(
-            config.detail_channels, config.channels, config.blocks
-        ).to(memory_format=torch.channels_last)
+        self.model: nn.Module = DetailAutoencoder(config.detail_channels, config.channels, config.blocks).to(
+            memory_format=torch.channels_last
+        )
         self.rival: nn.Module = PatchRival(config.rival_width).to(memory_format=torch.channels_last)
         self._features: FeatureDistance | None = None
         if config.perceptual:
@@ -306,7 +306,7 @@ class DetailTask:
         return texts
 
     def _prompts(self, thumbnails: npt.NDArray[np.uint8]) -> list[str]:
-        """Domain prompt of what the validator sees in each thumbnail in one view, empty where it is unsure."""
+        """Domain prompt of what the validator sees in one view of each thumbnail, empty where unsure."""
         if self._validator is None:
             return [""] * len(thumbnails)
         with torch.inference_mode():

@@ -1,7 +1,7 @@
 """Real tiles for the detail model: read, brought to PathMNIST's scale and stain, split, cropped.
 
-A folder holds them, with a `manifest.csv` of the columns file, dataset, width, height, mode (RGB or L); the
-configuration `configs/hires.toml` says of each dataset what it needs. Tiles are brought to 0.5 um a pixel by a
+A folder holds them, with a `manifest.csv` of the columns file, dataset, width, height, mode (RGB or L);
+`configs/hires.toml` says of each dataset what it needs. Tiles are brought to 0.5 um a pixel by a
 factor for each dataset, and their stain to that of PathMNIST: Macenko et al., *A method for normalizing
 histology slides for quantitative analysis*, 2009, which its tiles were normalised with too. Grey tiles are
 coloured with the colour that tiles of the other datasets have at the same luminance; only their luminance is
@@ -237,7 +237,11 @@ def colours_by_luminance(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]
     place = np.digitize(level, edges) - 1
     seen = np.bincount(place, minlength=32)[:32] >= 20
     levels = [0.0, *(level[place == i].mean() for i in np.flatnonzero(seen)), 255.0]
-    means = [(0.0,) * 3, *(tuple(pixels[place == i].mean(axis=0)) for i in np.flatnonzero(seen)), (255.0,) * 3]
+    means = [
+        (0.0,) * 3,
+        *(tuple(pixels[place == i].mean(axis=0)) for i in np.flatnonzero(seen)),
+        (255.0,) * 3,
+    ]
     wanted = np.arange(_GREY_LEVELS, dtype=np.float64)
     table = np.stack([np.interp(wanted, levels, [mean[c] for mean in means]) for c in range(3)], axis=1)
     table += (wanted - luminance_of(table))[:, np.newaxis]
@@ -268,9 +272,7 @@ class Crops:
     def __len__(self) -> int:
         return sum(len(tiles) for tiles in self.tiles.values())
 
-    def draw(
-        self, size: int, edge: int, stain_strength: float, generator: torch.Generator
-    ) -> torch.Tensor:
+    def draw(self, size: int, edge: int, stain_strength: float, generator: torch.Generator) -> torch.Tensor:
         """`size` crops under a random symmetry of the square and with varied stain: float (size, 3, edge,
         edge) in [-1, 1]. Only tiles of at least `edge` px may be there.
         """
@@ -342,10 +344,9 @@ class HiresTiles:
             )
             out = held_out(mine, groups_of(histograms, source.same_above), self.config.held_out)
             self.held_out_files += [file for file, is_out in zip(mine, out, strict=True) if is_out]
-            if name in grey:
-                tiles = self._coloured(tiles, train | held)
-            else:
-                tiles = self._stained(tiles, source)
+            is_grey = name in grey
+            # The colours of held-out tiles: the same whether or not those to train on are kept.
+            tiles = self._coloured(tiles, held) if is_grey else self._stained(tiles, source)
             held[name] = [tile for tile, is_out in zip(tiles, out, strict=True) if is_out]
             if not only_held_out:
                 train[name] = [tile for tile, is_out in zip(tiles, out, strict=True) if not is_out]

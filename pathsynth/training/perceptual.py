@@ -7,6 +7,7 @@ normalisation after Miyato et al., 2018.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -59,7 +60,7 @@ class PatchRival(nn.Module):
         super().__init__()
         widths = (3, width, 2 * width, 4 * width)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in pairwise(widths):
             layers += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
         layers.append(spectral_norm(nn.Conv2d(widths[-1], widths[-1], 3, padding=1)))
         layers += [nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 3, padding=1)]
