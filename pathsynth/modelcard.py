@@ -77,17 +77,17 @@ _WITHOUT_DETAIL = """\
   adds no detail that was seen in any tissue."""
 
 _WITH_DETAIL = """\
-- What was verified is a tile of 28 px, about 4 um a pixel. Everything finer in a tile of 224 px was made up by
-  the detail model so that it fits: nuclei look as they may in such a tissue, and no single one, no mitosis and
-  no count of cells means anything.
+- What was verified is a tile of 28 px, about 4 um a pixel. Everything finer in a tile of 224 px was made up
+  by the detail model so that it fits: nuclei look as they may in such a tissue, and no single one, no mitosis
+  and no count of cells means anything.
 - The detail model has seen fat, muscle and debris at full detail in grey tiles only."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to
 PathMNIST: the textures of Kather et al., *Multi-class texture analysis in colorectal cancer histology*,
 Scientific Reports 6, 27988, 2016 (CC BY 4.0, in grey); colon tiles of LC25000 (Borkowski et al., arXiv
-1912.12142); and two public sets of colorectal H&E tiles, of which one is from a single slide. No tile of these
-is part of the weights."""
+1912.12142); and two public sets of colorectal H&E tiles, of which one is from a single slide. No tile of
+these is part of the weights."""
 
 
 def write_model_card(folder: Path) -> Path:
@@ -458,11 +458,11 @@ def _detail(folder: Path, own: str) -> Iterator[str]:
             continue
         report = DetailReport.model_validate(content)
         stale = "" if report.model == own else ", **not these weights: measure again**"
-        yield f"### Detail at 224 px against held-out real tiles (`{REPORTS}/{path.name}`)"
+        yield f"### Detail against held-out real tiles of 224 px (`{REPORTS}/{path.name}`)"
         yield (
             f"n = {report.n:,}, seed {report.seed}, weights {report.model}{stale}; {report.seconds:,.0f} s. "
-            "Beside the detailed tiles stand a Lanczos enlargement of the same thumbnails and the autoencoder "
-            "alone; for KID and FID also two halves of the real tiles."
+            "Beside the detailed tiles stand a Lanczos enlargement of the same thumbnails and the "
+            "autoencoder alone; for KID and FID also two halves of the real tiles."
         )
         rows = []
         for each in report.spaces:
@@ -482,10 +482,10 @@ def _detail(folder: Path, own: str) -> Iterator[str]:
         )
         rmse = _number(report.rmse_max)
         yield (
-            f"Autoencoder alone: PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}. Of {report.layouts:,} layout "
-            f"tiles ({report.layouts_of}) the validator names the same tissue after detailing in "
-            f"{report.class_unchanged:.2%}; resized to 28 px a tile is off by at most {rmse} grey levels (root "
-            f"mean square); {report.failed} had no picture; {report.seconds_per_tile:.2f} s a tile."
+            f"Autoencoder alone: PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}. Of {report.layouts:,} "
+            f"layout tiles ({report.layouts_of}) the validator names the same tissue after detailing in "
+            f"{report.class_unchanged:.2%}; resized to 28 px a tile is off by at most {rmse} grey levels "
+            f"(root mean square); {report.failed} had no picture; {report.seconds_per_tile:.2f} s a tile."
         )
         yield f"Data: SHA-256 `{report.data}`."
 

@@ -146,7 +146,8 @@ class AutoencoderTask:
         self.model: nn.Module = DetailAutoencoder(config.detail_channels, config.channels, config.blocks).to(
             memory_format=torch.channels_last
         )
-        self.rival: nn.Module = PatchRival(config.rival_width).to(memory_format=torch.channels_last)
+        if config.rival:  # without one this is no adversarial task to the engine
+            self.rival: nn.Module = PatchRival(config.rival_width).to(memory_format=torch.channels_last)
         self._features: FeatureDistance | None = None
         if config.perceptual:
             stages = imagenet_stages()
