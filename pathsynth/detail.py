@@ -143,8 +143,8 @@ class _Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inner: torch.Tensor = self.second(F.relu(self.first(F.relu(x))))
@@ -202,8 +202,8 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, thumbnails: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
         """Tiles (N, 3, 8 s, 8 s), in [-1, 1] but for overshoot, that resize to `thumbnails` (N, 3, s, s)."""
-        made = self.decoder(torch.cat([thumbnails, detail.to(thumbnails.dtype)], dim=1)).float()
-        thumbnails = thumbnails.float()
+        made: torch.Tensor = self.decoder(torch.cat([thumbnails, detail.to(thumbnails.dtype)], dim=1))
+        made, thumbnails = made.float(), thumbnails.float()
         return made + enlarge(thumbnails - reduce_to_native(made))
 
     def forward(
@@ -359,7 +359,8 @@ def load_autoencoder(folder: Path) -> DetailAutoencoder:
         autoencoder: DetailAutoencoder = DetailAutoencoder.from_pretrained(
             folder, local_files_only=True, torch_dtype=torch.float32
         )
-    return autoencoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    autoencoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return autoencoder
 
 
 def load_detail_pipeline(folder: Path) -> DetailPipeline:

@@ -52,6 +52,7 @@ def pipeline(fold: int = 1, seed: int = 0) -> LayoutPipeline:
 
 
 DETAIL_CHANNELS = 2
+AUTOENCODER_CHANNELS = (16, 16, 16)
 
 
 def detail_unet_config() -> dict[str, Any]:
@@ -62,7 +63,7 @@ def detail_unet_config() -> dict[str, Any]:
 def autoencoder(seed: int = 0) -> DetailAutoencoder:
     """An untrained autoencoder of toy size."""
     torch.manual_seed(seed)
-    made: DetailAutoencoder = DetailAutoencoder(DETAIL_CHANNELS, (8, 8, 4), (1, 1, 1)).eval()
+    made: DetailAutoencoder = DetailAutoencoder(DETAIL_CHANNELS, AUTOENCODER_CHANNELS, (1, 1, 1)).eval()
     return made
 
 

@@ -172,9 +172,10 @@ class AutoencoderTask:
         noise = torch.randn(len(tiles), config.detail_channels, height, width, generator=generator)
         made, detail = model(tiles, config.detail_noise * noise.to(device))
         real, seen = seen_as(tiles, batch.is_grey), seen_as(made, batch.is_grey)
-        total = F.l1_loss(seen, real) + config.penalty * 0.5 * detail.float().square().mean()
+        total: torch.Tensor = F.l1_loss(seen, real) + config.penalty * 0.5 * detail.float().square().mean()
         if self._features is not None:
-            total = total + config.perceptual * self._features.to(device)(seen, real)
+            self._features.to(device)
+            total = total + config.perceptual * self._features(seen, real)
         if config.rival and int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for
             total = total - config.rival * self.rival(seen).float().mean()

@@ -221,7 +221,8 @@ def restain(tile: Picture, found: Stain, wanted: Stain) -> Picture:
     colours, place = np.unique(tile.reshape(-1, 3), axis=0, return_inverse=True)
     amounts = _concentrations(densities(colours), old).clip(0) * strength
     changed = (255 * np.exp(-(amounts @ new))).round().clip(0, 255).astype(np.uint8)
-    return changed[place.reshape(-1)].reshape(tile.shape)
+    restained: Picture = changed[place.reshape(-1)].reshape(tile.shape)
+    return restained
 
 
 def luminance(tiles: npt.NDArray[np.uint8]) -> FloatArray:

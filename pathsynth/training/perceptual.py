@@ -98,8 +98,8 @@ def imagenet_stages() -> list[nn.Module] | None:
 
 def _stride(block: nn.Module) -> int:
     convolution = block.get_submodule("_depthwise_conv")
-    stride = convolution.stride
-    return int(stride[0] if isinstance(stride, Sequence) else stride)
+    assert isinstance(convolution, nn.Conv2d)
+    return convolution.stride[0]
 
 
 class _Scale(nn.Module):

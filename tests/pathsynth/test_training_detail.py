@@ -33,7 +33,7 @@ from pathsynth.training.perceptual import FeatureDistance, PatchRival, hinge
 from tests import tiny
 
 OPTIM = OptimConfig(
-    steps=4, batch_size=2, learning_rate=3e-3, warmup_steps=0, ema_decay=0.5, precision="float32"
+    steps=4, batch_size=2, learning_rate=5e-3, warmup_steps=0, ema_decay=0.5, precision="float32"
 )
 STAIN = Stain(haematoxylin=(0.51, 0.75, 0.41), eosin=(0.21, 0.87, 0.44), maximum=(1.9, 1.1))
 CONFIG = HiresConfig(
@@ -148,10 +148,10 @@ def test_restaining_moves_a_tile_to_the_wanted_stain() -> None:
 
 def test_glass_has_no_stain_and_restaining_to_itself_changes_little() -> None:
     assert hires.measure_stain(np.full((5000, 3), 250, dtype=np.uint8)) is None
-    tile = tiny.tissue_like(0, 64)
-    found = hires.measure_stain(tile.reshape(-1, 3))
-    assert found is not None
-    assert np.abs(restain(tile, found, found).astype(int) - tile).mean() < 6
+    amounts = np.random.default_rng(0).random((64, 64, 2)) * np.array(STAIN.maximum)
+    density = amounts @ np.array([STAIN.haematoxylin, STAIN.eosin])
+    tile = (255 * np.exp(-density)).round().astype(np.uint8)
+    assert np.abs(restain(tile, STAIN, STAIN).astype(int) - tile).max() <= 3
 
 
 def test_crops_are_drawn_repeatably_and_fit(tiles: HiresTiles) -> None:
@@ -194,7 +194,11 @@ def features() -> FeatureDistance:
 
 
 def autoencoder_task(tiles: HiresTiles, **fields: Any) -> AutoencoderTask:
-    shape = {"detail_channels": tiny.DETAIL_CHANNELS, "channels": (8, 8, 4), "blocks": (1, 1, 1)}
+    shape = {
+        "detail_channels": tiny.DETAIL_CHANNELS,
+        "channels": tiny.AUTOENCODER_CHANNELS,
+        "blocks": (1, 1, 1),
+    }
     defaults: dict[str, Any] = {"optim": OPTIM, "crops": CROPS, "perceptual": 0.0, "rival_width": 4}
     config = AutoencoderConfig(kind="detail-autoencoder", **(shape | defaults | fields))
     task = AutoencoderTask(config, tiles)
@@ -238,7 +242,9 @@ def test_the_rival_learns_by_its_own_optimiser_and_the_model_from_it(tiles: Hire
     runner = Run(task, OPTIM)
     for _ in runner.steps():
         pass
-    assert all(not torch.equal(weight, before[name]) for name, weight in task.rival.named_parameters())
+    after = {name: weight for name, weight in task.rival.named_parameters() if weight.dim() == 4}
+    assert after
+    assert not any(torch.equal(weight, before[name]) for name, weight in after.items())
     assert all(weight.requires_grad and weight.grad is None for weight in task.rival.parameters())
     generator = torch.Generator().manual_seed(3)
     batch = task.batch(2, generator)
@@ -268,10 +274,10 @@ def test_of_grey_tiles_the_luminance_alone_counts() -> None:
 def test_feature_distances_are_zero_for_the_same_and_their_network_stays() -> None:
     distance = features().train()
     one = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert float(distance(one, one)) == 0
+    assert distance(one, one).item() == 0
     moved = distance(one, one.detach().flip(3))
     moved.backward()
-    assert float(moved) > 0
+    assert moved.item() > 0
     assert one.grad is not None
     assert not distance.training
     assert not any(weight.requires_grad for weight in distance.parameters())
@@ -391,7 +397,7 @@ def test_both_stages_are_trained_by_one_command(
     first = tmp_path / "first.toml"
     first.write_text(
         'kind = "detail-autoencoder"\nperceptual = 0.0\nrival_width = 4\n'
-        f"detail_channels = 2\nchannels = [8, 8, 4]\nblocks = [1, 1, 1]\n{optim}{crops}",
+        f"detail_channels = 2\nchannels = [16, 16, 16]\nblocks = [1, 1, 1]\n{optim}{crops}",
         encoding="utf-8",
     )
     second = tmp_path / "second.toml"
