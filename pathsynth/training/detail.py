@@ -143,9 +143,8 @@ class AutoencoderTask:
         torch.manual_seed(config.optim.seed)
         self.config = config
         self.train = tiles or HiresTiles()
-        self.model: nn.Module = DetailAutoencoder(config.detail_channels, config.channels, config.blocks).to(
-            memory_format=torch.channels_last
-        )
+        self._autoencoder = DetailAutoencoder(config.detail_channels, config.channels, config.blocks)
+        self.model: nn.Module = self._autoencoder.to(memory_format=torch.channels_last)
         if config.rival:  # without one this is no adversarial task to the engine
             self.rival: nn.Module = PatchRival(config.rival_width).to(memory_format=torch.channels_last)
         self._features: FeatureDistance | None = None
@@ -212,9 +211,9 @@ class AutoencoderTask:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The averaged autoencoder in half precision, and the names of the tiles held out."""
-        self.model.load_state_dict(model.state_dict())
-        self.model.half().save_pretrained(folder / "autoencoder")
-        self.model.float()
+        self._autoencoder.load_state_dict(model.state_dict())
+        self._autoencoder.half().save_pretrained(folder / "autoencoder")
+        self._autoencoder.float()
         write_held_out(self.train, folder)
 
 

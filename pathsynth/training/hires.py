@@ -48,6 +48,7 @@ _POOLED_STEP: Final = 7
 _GREY_LEVELS: Final = 256
 _MEASURED_TILES: Final = 40
 FloatArray = npt.NDArray[np.float64]
+_DENSITIES: Final = -np.log(np.maximum(np.arange(_GREY_LEVELS), 1) / 255)
 Progress = Callable[[int, int, str], None]
 Vector = tuple[float, float, float]
 
@@ -181,7 +182,7 @@ def held_out(names: Sequence[str], groups: npt.NDArray[np.int64], share: float) 
 
 def densities(pixels: npt.NDArray[np.uint8]) -> FloatArray:
     """Optical densities, natural logarithm, of RGB pixels (..., 3); black counts as 1."""
-    values: FloatArray = -np.log(np.maximum(pixels, 1) / 255.0)
+    values: FloatArray = _DENSITIES[pixels]
     return values
 
 
@@ -207,7 +208,7 @@ def measure_stain(pixels: npt.NDArray[np.uint8]) -> Stain | None:
 
 
 def _concentrations(density: FloatArray, vectors: FloatArray) -> FloatArray:
-    """Amounts (N, 2) of two stains (2, 3) that come nearest to optical densities (N, 3)."""
+    """Amounts (..., 2) of two stains (2, 3) that come nearest to optical densities (..., 3)."""
     amounts: FloatArray = density @ np.linalg.pinv(vectors)
     return amounts
 
@@ -217,11 +218,8 @@ def restain(tile: Picture, found: Stain, wanted: Stain) -> Picture:
     old = np.array([found.haematoxylin, found.eosin])
     new = np.array([wanted.haematoxylin, wanted.eosin])
     strength = np.array(wanted.maximum) / np.array(found.maximum)
-    # Every colour once: a tile has far fewer than pixels.
-    colours, place = np.unique(tile.reshape(-1, 3), axis=0, return_inverse=True)
-    amounts = _concentrations(densities(colours), old).clip(0) * strength
-    changed = (255 * np.exp(-(amounts @ new))).round().clip(0, 255).astype(np.uint8)
-    restained: Picture = changed[place.reshape(-1)].reshape(tile.shape)
+    amounts = _concentrations(densities(tile), old).clip(0) * strength
+    restained: Picture = (255 * np.exp(-(amounts @ new))).round().clip(0, 255).astype(np.uint8)
     return restained
 
 

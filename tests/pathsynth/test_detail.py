@@ -92,11 +92,11 @@ def test_layouts_drawn_at_28_px_with_saturated_areas_are_met() -> None:
     for seed in range(4):  # blurred a little, as what a network draws: neighbours are no opposites
         layout = tiny.tissue_like(seed).astype(np.float64)
         padded = np.pad(layout, ((1, 1), (1, 1), (0, 0)), mode="edge")
-        soft = sum(padded[i : i + 28, j : j + 28] for i in range(3) for j in range(3)) / 9
-        layouts.append(((soft - 128) * 1.3 + 150).clip(0, 255).round().astype(np.uint8))
-    assert min(((layout == 255).mean()) for layout in layouts) > 0.02
-    for seed, layout in enumerate(layouts):
-        assert project(noise(seed).astype(np.float64), layout)[1] <= LARGEST_RMSE
+        soft = np.mean([padded[i : i + 28, j : j + 28] for i in range(3) for j in range(3)], axis=0)
+        layouts.append(np.clip((soft - 128) * 1.3 + 150, 0, 255).round().astype(np.uint8))
+    assert min((each == 255).mean() for each in layouts) > 0.02
+    for seed, each in enumerate(layouts):
+        assert project(noise(seed).astype(np.float64), each)[1] <= LARGEST_RMSE
 
 
 @pytest.mark.parametrize("level", [0, 1, 128, 254, 255])

@@ -194,7 +194,7 @@ def features() -> FeatureDistance:
 
 
 def autoencoder_task(tiles: HiresTiles, **fields: Any) -> AutoencoderTask:
-    shape = {
+    shape: dict[str, Any] = {
         "detail_channels": tiny.DETAIL_CHANNELS,
         "channels": tiny.AUTOENCODER_CHANNELS,
         "blocks": (1, 1, 1),
