@@ -72,7 +72,8 @@ def reduction_matrix(edge: int) -> npt.NDArray[np.float64]:
 @lru_cache
 def _operators(edge: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     matrix = reduction_matrix(edge)
-    return torch.from_numpy(matrix).to(dtype), torch.from_numpy(np.linalg.pinv(matrix)).to(dtype)
+    with torch.inference_mode(False):  # kept for training too, wherever it is first needed
+        return torch.from_numpy(matrix).to(dtype), torch.from_numpy(np.linalg.pinv(matrix)).to(dtype)
 
 
 def reduce_to_native(tiles: torch.Tensor) -> torch.Tensor:

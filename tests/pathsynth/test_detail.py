@@ -68,6 +68,16 @@ def test_enlarging_is_undone_by_resizing() -> None:
     assert torch.allclose(reduce_to_native(enlarge(thumbnails)), thumbnails, atol=1e-10)
 
 
+def test_the_operator_can_be_trained_through_after_it_was_first_used_without() -> None:
+    tiles = torch.rand(1, 3, 72, 72, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        reduce_to_native(tiles)
+    tiles.requires_grad_()
+    reduce_to_native(tiles).sum().backward()
+    assert tiles.grad is not None
+    assert tiles.grad.sum() == pytest.approx(3 * 81, rel=1e-4)
+
+
 def test_the_operator_stays_exact_inside_autocast() -> None:
     tiles = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     plain = reduce_to_native(tiles)
