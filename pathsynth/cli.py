@@ -28,8 +28,10 @@ from pathsynth.records import (
     MAX_COUNT,
     MAX_SEED,
     AttemptRecord,
+    DetailReport,
     GenerationResult,
     Report,
+    TileRecord,
     further_figures,
 )
 from pathsynth.store import home, write_atomically
@@ -264,7 +266,7 @@ def generate(
             show(kept, count, f"Attempt {tried}: {attempt.predicted} {attempt.confidence:.2f}, {verdict}")
 
         result = studio.generate(request, on_attempt=on_attempt, check_cancelled=None)
-    files = _files(studio, result, out)
+    files = _copies(studio, result.tiles, out)
     if as_json:
         _print_json(result.model_dump(mode="json") | {"files": [str(file) for file in files]})
     else:
@@ -281,7 +283,7 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _files(studio: "Studio", result: GenerationResult, out: Path | None) -> list[Path]:
+def _copies(studio: "Studio", tiles: Sequence[TileRecord], out: Path | None) -> list[Path]:
     """Where the tiles are: in the store, or copied to `out` as CODE-SEED-ID.png, large ones with the visible
     mark.
     """
@@ -290,7 +292,7 @@ def _files(studio: "Studio", result: GenerationResult, out: Path | None) -> list
     from pathsynth.provenance import provenance_text
 
     files = []
-    for tile in result.tiles:
+    for tile in tiles:
         stored = studio.store.get(tile.image_id)
         path = stored.path
         if out is not None:
@@ -298,6 +300,39 @@ def _files(studio: "Studio", result: GenerationResult, out: Path | None) -> list
             write_atomically(path, encode_png(marked(stored.pixels()), provenance_text([stored.record])))
         files.append(path)
     return files
+
+
+@app.command()
+def variations(
+    image_id: Annotated[str, typer.Argument(help="Id of a stored tile, detailed or of 28 px.")],
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=MAX_COUNT, help="How many other details.")
+    ] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder for copies of the tiles.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Give the layout of a stored tile other details; what was verified in it stays.
+
+    Exit code 1 when fewer were verified than asked for; those that were are kept all the same.
+    """
+    if out is not None:
+        _make_folder(out)
+    studio = _studio()
+    with _progress("Loading the models") as show:
+        show(0, count, "Adding detail")
+        made = studio.variations(image_id, count)
+    files = _copies(studio, made, out)
+    if as_json:
+        tiles = [tile.model_dump(mode="json") for tile in made]
+        _print_json({"tiles": tiles, "files": [str(file) for file in files]})
+    else:
+        output = Console()
+        for tile, file in zip(made, files, strict=True):
+            output.print(
+                f"variation {tile.variation}: {tile.tissue} {tile.confidence:.3f}, {file}", markup=False
+            )
+        output.print(f"{len(made)} of {count} variations verified. {NOTICE}", markup=False)
+    return 0 if len(made) == count else FAILED
 
 
 def _print_generation(result: GenerationResult, files: Sequence[Path]) -> None:
@@ -466,6 +501,70 @@ def evaluate_loop(
         report = _studio().evaluate_loop(per_class, seed, show)
     _print_report(report, as_json)
     _write_plots(report, plots)
+
+
+@evaluate_app.command("detail")
+def evaluate_detail(
+    most: Annotated[int, typer.Option(min=4, help="Held-out real tiles to compare with, at most.")] = 450,
+    per_class: PerClass = 100,
+    seed: Seed = 0,
+    tiles: Annotated[
+        Path | None,
+        typer.Option(
+            help="File (.npz) of `evaluate generator --tiles`: its tiles instead of those of PathMNIST val."
+        ),
+    ] = None,
+    sheets: Annotated[
+        Path | None, typer.Option(help="Folder for sheets to look at; they hold real tiles.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the detail model against held-out real tiles (folder in PATHSYNTH_HIRES)."""
+    if sheets is not None:
+        _make_folder(sheets)
+    with _progress("Loading the models") as show:
+        studio = _studio()
+        made = None
+        if tiles is not None:
+            from pathsynth.evaluate import FirstTiles
+
+            made = FirstTiles.load(tiles, per_class, seed, studio.model)
+        report = studio.evaluate_detail(most, per_class, seed, made, sheets, show)
+    if as_json:
+        _print_json(report.model_dump(mode="json"))
+    else:
+        _print_detail_report(report)
+
+
+def _print_detail_report(report: DetailReport) -> None:
+    output = Console()
+    table = Table(
+        "figure",
+        "detailed",
+        "Lanczos",
+        "autoencoder",
+        "real",
+        title=f"detail: n = {report.n}, model {report.model}",
+    )
+    for each in report.spaces:
+        sets = (each.detailed, each.lanczos, each.autoencoder, each.real_vs_real)
+        table.add_row(f"KID, {each.space}", *(f"{one.kid:.4f}" for one in sets))
+        table.add_row(f"FID, {each.space}", *(f"{one.fid:.2f}" for one in sets))
+    columns = ("detailed", "lanczos", "autoencoder")
+    table.add_row("power spectrum off", *(f"{report.spectrum[name]:.3f}" for name in columns), "")
+    table.add_row("gradients off", *(f"{report.gradients[name]:.2f}" for name in columns), "")
+    for code, row in report.nuclei.items():
+        table.add_row(
+            f"nuclei, {code}, n = {row.n}", f"{row.detailed:.1f}", f"{row.lanczos:.1f}", "", f"{row.real:.1f}"
+        )
+    output.print(table)
+    rmse = "-" if report.rmse_max is None else f"{report.rmse_max:.2f} at most"
+    output.print(
+        f"autoencoder: PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.3f}. {report.layouts} layout tiles "
+        f"({report.layouts_of}): tissue unchanged in {report.class_unchanged:.2%}, resizing off by {rmse}, "
+        f"{report.failed} without a picture, {report.seconds_per_tile:.2f} s a tile.",
+        markup=False,
+    )
 
 
 def _write_plots(report: Report, folder: Path | None) -> None:

@@ -5,10 +5,12 @@ tissue.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from diffusers.utils import logging as diffusers_logging
 from pydantic import BaseModel, ConfigDict, Field
@@ -106,12 +108,24 @@ def load_pipeline(folder: Path) -> LayoutPipeline:
     Raises:
         WeightsError: the folder is missing a part, or one cannot be loaded.
     """
+    pipeline: LayoutPipeline = load_whole(LayoutPipeline, folder, ("unet",))
+    return pipeline
+
+
+def load_whole(kind: type[DiffusionPipeline], folder: Path, networks: Sequence[str]) -> Any:
+    """A saved pipeline of a kind, in float32, whose `networks` have every weight stored.
+
+    Raises:
+        WeightsError: the folder is missing a part, or one cannot be loaded.
+    """
     with loading(folder), _quiet_diffusers():
-        pipeline: LayoutPipeline = LayoutPipeline.from_pretrained(folder, local_files_only=True)
-        with safe_open(folder / "unet" / SAFETENSORS_WEIGHTS_NAME, "pt") as stored:
-            if absent := pipeline.unet.state_dict().keys() - stored.keys():
-                raise KeyError(f"no {min(absent)}")  # diffusers leaves such a weight random
-        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline = kind.from_pretrained(folder, local_files_only=True)
+        for name in networks:
+            network = getattr(pipeline, name)
+            with safe_open(folder / name / SAFETENSORS_WEIGHTS_NAME, "pt") as stored:
+                if absent := network.state_dict().keys() - stored.keys():
+                    raise KeyError(f"no {min(absent)}")  # diffusers leaves such a weight random
+            network.to(memory_format=torch.channels_last)
     return pipeline
 
 

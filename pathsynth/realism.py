@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,9 +77,9 @@ def classifier_space(classifier: Validator, name: str) -> FeatureSpace:
     )
 
 
-def imagenet_space() -> FeatureSpace | None:
-    """The penultimate layer (1280) of EfficientNet-Lite0 (Tan and Le, 2019) trained on ImageNet, on tiles
-    enlarged to 224 px; None when the package that carries its weights is not installed.
+def imagenet_network() -> Any:
+    """EfficientNet-Lite0 (Tan and Le, 2019) trained on ImageNet; None when the package that carries its
+    weights is not installed.
 
     Raises:
         WeightsError: the packaged weights are not the published ones.
@@ -94,8 +95,19 @@ def imagenet_space() -> FeatureSpace | None:
             raise WeightsError(f"{path} is not the published network; install {IMAGENET_MODULE} again.")
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network.eval()
-    network.to(memory_format=torch.channels_last)
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+def imagenet_space() -> FeatureSpace | None:
+    """The penultimate layer (1280) of `imagenet_network` on tiles enlarged to 224 px; None when there is no
+    such network.
+
+    Raises:
+        WeightsError: the packaged weights are not the published ones.
+    """
+    network = imagenet_network()
+    if network is None:
+        return None
     extract: Callable[[torch.Tensor], torch.Tensor] = network.extract_features
 
     def embed(tiles: Tiles) -> torch.Tensor:

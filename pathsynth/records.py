@@ -16,7 +16,7 @@ MAX_ATTEMPTS = 1000
 IMAGE_ID_PATTERN = r"^[0-9a-f]{16}$"
 
 
-RejectedFor = Literal["other tissue", "low confidence", "out of distribution", "near copy"]
+RejectedFor = Literal["other tissue", "low confidence", "out of distribution", "near copy", "lost by detail"]
 
 
 def _short(schema: dict[str, Any]) -> None:
@@ -61,6 +61,12 @@ class TileRecord(Record):
     seed: int
     size: int = Field(description="Edge of the stored image in px.")
     model: str
+    detailed: bool = Field(
+        default=False,
+        description="True when detail was added to a verified 28-px tile; the figures are of the result.",
+    )
+    layout_id: str | None = Field(default=None, description="Identity of that 28-px tile in the image store.")
+    variation: int = Field(default=0, description="Which of several details of the same 28-px tile.")
     synthetic: Literal[True] = True
 
 
@@ -328,6 +334,67 @@ class Comparison(Record):
     note: str
     columns: list[str]
     rows: list[list[str | int | float | None]]
+
+
+class Distances(Record):
+    """How far one set of tiles is from real ones in a feature space."""
+
+    fid: float
+    kid: float
+
+
+class DetailSpace(Record):
+    """The distances of detailed tiles to real ones in the named feature space, beside those of a Lanczos
+    enlargement of the same thumbnails, of the autoencoder alone, and of two halves of the real ones.
+    """
+
+    space: str
+    detailed: Distances
+    lanczos: Distances
+    autoencoder: Distances
+    real_vs_real: Distances
+
+
+class NucleiFigures(Record):
+    """Mean count of nuclei in a tile, `n` tiles each."""
+
+    n: int
+    real: float
+    detailed: float
+    lanczos: float
+
+
+class DetailReport(Record):
+    """An evaluation of the detail model on `n` held-out real tiles of 224 px and on `layouts` layout tiles.
+
+    `spectrum` is the mean relative difference of the radial power spectrum from that of real tiles, and
+    `gradients` the Wasserstein distance of gradient magnitudes, in grey levels a px, whose mean in real tiles
+    is `gradient_of_real`. `psnr` (dB) and `ssim` are of the autoencoder alone. Of the layout tiles, `failed`
+    have no picture that resizes to them, and `class_unchanged` is the share in which the validator sees the
+    same tissue after detailing; `rmse_mean` and `rmse_max` are in grey levels at 28 px.
+    """
+
+    what: Literal["detail"]
+    source: Literal["measured", "committed report"] = "measured"
+    n: int
+    seed: int
+    model: str
+    data: str
+    spaces: list[DetailSpace]
+    spectrum: dict[str, float]
+    gradients: dict[str, float]
+    gradient_of_real: float
+    nuclei: dict[str, NucleiFigures]
+    psnr: float
+    ssim: float
+    layouts: int
+    layouts_of: str
+    failed: int
+    class_unchanged: float
+    rmse_mean: float | None
+    rmse_max: float | None
+    seconds_per_tile: float
+    seconds: float
 
 
 class Report(Record):

@@ -29,6 +29,7 @@ from pathsynth.records import (
     MAX_SEED,
     AttemptRecord,
     Classification,
+    DetailReport,
     FullReport,
     GenerationResult,
     Guess,
@@ -40,12 +41,13 @@ from pathsynth.store import ImageStore, StoredImage
 from pathsynth.tissues import TISSUES, Tissue, by_code, named_tissue
 
 if TYPE_CHECKING:
+    from pathsynth.detailer import Detailer
     from pathsynth.evaluate import FirstTiles
     from pathsynth.generator import Generator
     from pathsynth.stable_diffusion import StableDiffusionGenerator
     from pathsynth.text import TextEncoder, TissueResolver
     from pathsynth.validator import Validator
-    from pathsynth.verify import Attempt, IsNearCopy, Prediction
+    from pathsynth.verify import Attempt, Detailed, IsNearCopy, Prediction
     from pathsynth.weights import Weights
 
 Progress = Callable[[int, int, str], None]
@@ -53,6 +55,8 @@ CheckCancelled = Callable[[], None]
 NATIVE_SIZE = 28
 _REQUEST_ID_LENGTH = 12
 _LIKELIEST = 3
+LEAST_CONFIDENCE = 0.9
+MAX_DETAILS = 64
 
 
 class GenerationRequest(BaseModel):
@@ -194,6 +198,14 @@ class Studio:
         return NearCopyIndex.load(self.weights.path(INDEX_FILE)).is_near_copy
 
     @cached_property
+    def _detailer(self) -> "Detailer | None":
+        if self._base is not None or not self.weights.has("detail"):
+            return None
+        from pathsynth.detailer import Detailer
+
+        return Detailer.load(self.weights)
+
+    @cached_property
     def _encoder(self) -> "TextEncoder":
         from pathsynth.text import TextEncoder
 
@@ -303,6 +315,7 @@ class Studio:
             started = time.monotonic()
             with self._models:
                 generator, validator, is_near_copy = self._generator, self._validator, self._is_near_copy
+                detailer = self._detailer if request.size > NATIVE_SIZE else None
                 context = generator.context_of(tissue, request.description, lambda: self._encoder)
             known = self.recall(request)  # another thread may have gone on with it
             if known is not None and not known.can_continue:
@@ -320,6 +333,15 @@ class Studio:
             def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
                 return generator.propose(context, seeds, on_step=_between_steps(check_cancelled, deadline))
 
+            predict = validator.predict
+
+            def add_detail(tile: npt.NDArray[np.uint8], seed: int) -> "Detailed | None":
+                if detailer is None:
+                    return None
+                between = _between_steps(check_cancelled, deadline)
+                return detailer.checked(tile, context, seed, predict, on_step=between)
+
+            detail = None if detailer is None else add_detail
             loop = LoopRequest(
                 tissue,
                 request.count,
@@ -331,7 +353,7 @@ class Studio:
                 tried=len(tiles) + len(rejected),
             )
             try:
-                for attempt in verified_tiles(loop, propose, validator.predict, is_near_copy):
+                for attempt in verified_tiles(loop, propose, predict, is_near_copy, add_detail=detail):
                     since_kept += 1
                     seen = _attempt_record(attempt)
                     if attempt.verified:
@@ -411,7 +433,70 @@ class Studio:
                 model=self.model,
             )
 
-        return self.store.put(picture, record).record
+        kept = self.store.put(picture, record).record
+        return kept if attempt.detailed is None else self._keep_detailed(attempt.detailed, kept)
+
+    def _keep_detailed(self, detailed: "Detailed", layout: TileRecord) -> TileRecord:
+        """Store a tile with its detail beside the layout tile, which is stored already."""
+        changes = {
+            "confidence": detailed.prediction.confidence,
+            "probabilities": detailed.prediction.probabilities,
+            "size": len(detailed.picture),
+            "model": self.model,
+            "detailed": True,
+            "layout_id": layout.image_id,
+            "variation": detailed.variation,
+        }
+
+        def record(image_id: str) -> TileRecord:
+            return layout.model_copy(update=changes | {"image_id": image_id})
+
+        return self.store.put(detailed.picture, record).record
+
+    def variations(
+        self, image_id: str, count: int, check_cancelled: CheckCancelled | None = None
+    ) -> list[TileRecord]:
+        """`count` further details of the layout tile of a stored image, each named as that tile by the
+        validator, with no less confidence or at least 0.9, and put into the store. They may be fewer when
+        `MAX_DETAILS` did not give as many.
+
+        Raises:
+            StoreError: there is no such image.
+            RequestError: these weights have no detail model, or the image has no layout tile of 28 px.
+        """
+        stored = self.store.get(image_id)
+        layout = self.store.get(stored.record.layout_id) if stored.record.layout_id else stored
+        if layout.record.size != NATIVE_SIZE:
+            raise RequestError(
+                f"The image {image_id} was not made from a tile of {NATIVE_SIZE} px, so it has no variations."
+            )
+        tissue, least = by_code(layout.record.tissue), min(LEAST_CONFIDENCE, layout.record.confidence)
+        made: list[TileRecord] = []
+        with self._generating:
+            with self._models:
+                generator, validator, detailer = self._generator, self._validator, self._detailer
+                if detailer is None:
+                    raise RequestError("These weights have no detail model; install ones that do.")
+                context = generator.context_of(tissue, layout.record.description, lambda: self._encoder)
+            for variation in range(1, MAX_DETAILS + 1):
+                if len(made) == count:
+                    break
+                detailed = detailer.checked(
+                    layout.pixels(),
+                    context,
+                    layout.record.seed,
+                    validator.predict,
+                    variation,
+                    check_cancelled,
+                )
+                if (
+                    detailed is not None
+                    and detailed.prediction.code == tissue.code
+                    and detailed.prediction.in_distribution
+                    and detailed.prediction.confidence >= least
+                ):
+                    made.append(self._keep_detailed(detailed, layout.record))
+        return made
 
     def classify(self, source: Path | bytes, name: str) -> Classification:
         """What the validator sees in an image.
@@ -596,6 +681,43 @@ class Studio:
 
         return propose
 
+    def evaluate_detail(
+        self,
+        most: int,
+        per_class: int,
+        seed: int,
+        tiles: "FirstTiles | None" = None,
+        sheets: Path | None = None,
+        progress: Progress | None = None,
+    ) -> DetailReport:
+        """The detail model against at most `most` held-out real tiles of 224 px, and on layout tiles: `tiles`
+        made before, else `per_class` tiles of each tissue of PathMNIST val. `sheets` is a folder for pictures
+        to look at, which hold real tiles.
+
+        Raises:
+            WeightsError: these weights have no detail model.
+            DataError: the folder of detail tiles, or PathMNIST, is not there.
+        """
+        from pathsynth.detail import TILE_EDGE
+        from pathsynth.detail_quality import compare, measure_detail, on_layouts, write_detail_sheets
+        from pathsynth.generator import CONTEXTS_FILE, load_contexts
+        from pathsynth.training.hires import HiresTiles
+
+        detailer = self._detailer
+        if detailer is None:
+            raise WeightsError("These weights hold no detail model; train one with `pathsynth train detail`.")
+        held = HiresTiles(only_held_out=True, progress=progress)
+        real = held.held_colour.fitting(TILE_EDGE).centres(TILE_EDGE, most)
+        images, origin = _layouts(per_class, seed) if tiles is None else (tiles.images, "generator")
+        with self._generating:
+            with self._models:
+                validator, contexts = self._validator, load_contexts(self.weights.path(CONTEXTS_FILE))
+            sets = compare(real, detailer, contexts, validator, seed, progress)
+            layouts = on_layouts(images, detailer, contexts, validator, seed, progress)
+            if sheets is not None:
+                write_detail_sheets(sets, layouts, sheets)
+            return measure_detail(sets, layouts, origin, validator, seed, self.model, held.sha256, progress)
+
     @cached_property
     def _judge(self) -> "Validator":
         from pathsynth.validator import Validator
@@ -705,6 +827,15 @@ def _claimed_sheet(claims: Sequence[ClaimedTile]) -> SyntheticOrigin:
         seed=None,
         model=models.pop() if len(models) == 1 else None,
     )
+
+
+def _layouts(per_class: int, seed: int) -> tuple[npt.NDArray[np.uint8], str]:
+    """`per_class` tiles of each tissue of PathMNIST val, drawn with `seed`, and where they come from."""
+    from pathsynth.data import load_split
+
+    val, random = load_split("val"), np.random.default_rng(seed)
+    chosen = [random.permutation(np.flatnonzero(val.labels == t.index))[:per_class] for t in TISSUES]
+    return val.images[np.concatenate(chosen)], "PathMNIST val"
 
 
 def _attempt_record(attempt: "Attempt") -> AttemptRecord:

@@ -32,6 +32,7 @@ class Prediction:
 
 Propose = Callable[[Sequence[int]], npt.NDArray[np.uint8]]
 Classify = Callable[[npt.NDArray[np.uint8]], list[Prediction]]
+AddDetail = Callable[[npt.NDArray[np.uint8], int], "Detailed | None"]
 IsNearCopy = Callable[[npt.NDArray[np.uint8], Tissue], bool]
 
 
@@ -54,13 +55,28 @@ class LoopRequest:
 
 
 @dataclass(frozen=True)
+class Detailed:
+    """A tile with its detail, uint8 (224, 224, 3), what the validator says of it, how far its resizing is
+    from the layout tile (root mean square, grey levels), and which of several details it is.
+    """
+
+    picture: npt.NDArray[np.uint8]
+    prediction: Prediction
+    rmse: float
+    variation: int = 0
+
+
+@dataclass(frozen=True)
 class Attempt:
-    """One proposed tile (28, 28, 3) uint8, what the validator says of it, and why it was not kept, if so."""
+    """One proposed tile (28, 28, 3) uint8, what the validator says of it, why it was not kept, if so, and
+    the tile with its detail, if it was given any.
+    """
 
     seed: int
     tile: npt.NDArray[np.uint8]
     prediction: Prediction
     rejected_for: RejectedFor | None
+    detailed: Detailed | None = None
 
     @property
     def verified(self) -> bool:
@@ -74,12 +90,14 @@ def verified_tiles(
     classify: Classify,
     is_near_copy: IsNearCopy | None = None,
     clock: Callable[[], float] = time.monotonic,
+    add_detail: AddDetail | None = None,
 ) -> Iterator[Attempt]:
     """Attempts in the order of their seeds, until `count` are verified or attempts or time are spent.
 
     Tiles are proposed one by one, so that each is known as soon as it is made, and at most one is under way
     when the time is spent or the caller stops. Only tiles that the validator agrees with are asked whether
-    they are near copies of a training tile.
+    they are near copies of a training tile; only what is then left gets its detail, by `add_detail` from the
+    tile and its seed, and is kept when the validator agrees with the result as well.
     """
     started, kept, tried = clock(), request.kept, request.tried
     while kept < request.count and tried < request.max_attempts:
@@ -91,9 +109,14 @@ def verified_tiles(
         reason = _reason_against(request, prediction)
         if reason is None and is_near_copy is not None and is_near_copy(tile, request.tissue):
             reason = "near copy"
+        detailed = None
+        if reason is None and add_detail is not None:
+            detailed = add_detail(tile, seed)
+            if detailed is None or _reason_against(request, detailed.prediction) is not None:
+                detailed, reason = None, "lost by detail"
         kept += reason is None
         tried += 1
-        yield Attempt(seed, tile, prediction, reason)
+        yield Attempt(seed, tile, prediction, reason, detailed)
 
 
 def _reason_against(request: LoopRequest, prediction: Prediction) -> RejectedFor | None:

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
 from pathsynth.data import Split, SplitName
+from pathsynth.detail import DetailAutoencoder, DetailPipeline
 from pathsynth.generator import CONTEXTS_FILE, Generator, save_contexts
 from pathsynth.layout import LORA_FILE, LayoutPipeline, new_pipeline
 from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder
@@ -48,6 +51,43 @@ def pipeline(fold: int = 1, seed: int = 0) -> LayoutPipeline:
     return made
 
 
+DETAIL_CHANNELS = 2
+AUTOENCODER_CHANNELS = (16, 16, 16)
+
+
+def detail_unet_config() -> dict[str, Any]:
+    """Arguments of a detail network of toy size."""
+    return unet_config() | {"in_channels": 3 + DETAIL_CHANNELS, "out_channels": DETAIL_CHANNELS}
+
+
+def autoencoder(seed: int = 0) -> DetailAutoencoder:
+    """An untrained autoencoder of toy size."""
+    torch.manual_seed(seed)
+    made: DetailAutoencoder = DetailAutoencoder(DETAIL_CHANNELS, AUTOENCODER_CHANNELS, (1, 1, 1)).eval()
+    return made
+
+
+def detail_pipeline(seed: int = 0) -> DetailPipeline:
+    """An untrained detail pipeline of toy size that takes `STEPS` denoising steps."""
+    made_before = autoencoder(seed)
+    unet = UNet2DConditionModel(**detail_unet_config()).eval()
+    statistics = [0.1] * DETAIL_CHANNELS, [0.7] * DETAIL_CHANNELS
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    return DetailPipeline(unet, made_before, scheduler, *statistics, steps=STEPS, guidance=1.0)
+
+
+def tissue_like(seed: int, edge: int = 28) -> npt.NDArray[np.uint8]:
+    """A picture (edge, edge, 3) of purple ground with dark nuclei and glass-white holes."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:edge, :edge] / edge
+    picture = np.array([190.0, 130.0, 180.0]) + random.normal(0, 6, (edge, edge, 3))
+    for colour, count, least, most in (((255, 255, 255), 3, 0.05, 0.2), ((80, 40, 110), 25, 0.02, 0.05)):
+        for _ in range(count):
+            row, column, radius = *random.random(2), random.uniform(least, most)
+            picture[np.hypot(rows - row, columns - column) < radius] = colour
+    return picture.round().clip(0, 255).astype(np.uint8)
+
+
 def contexts(count: int, seed: int = 0) -> TextContext:
     """Random contexts of 5 tokens each."""
     states = torch.randn(count, CONTEXT_LENGTH, CONTEXT_WIDTH, generator=torch.Generator().manual_seed(seed))
@@ -83,8 +123,14 @@ def validator(confidence: float = 0.99) -> Validator:
     return Validator(model, "resnet18", 1.0, torch.zeros(9, 512), torch.eye(512), 1e6)
 
 
+def add_detail(folder: Path) -> None:
+    """Give a weights folder a detail model."""
+    detail_pipeline().save_pretrained(folder / "detail")
+    write_manifest(folder, {"detail": {}})
+
+
 def write_weights(folder: Path, encoder: TextEncoder) -> None:
-    """A whole weights folder of toy size."""
+    """A whole weights folder of toy size, without a detail model."""
     made = pipeline()
     made.save_pretrained(folder / "layout")
     add_adapter(made)

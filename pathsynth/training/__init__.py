@@ -57,25 +57,31 @@ def start(
     Raises:
         TrainingError: the configuration does not fit, or there is nothing to resume.
         WeightsError: there is no such checkpoint, or it cannot be used.
-        DataError: PathMNIST is not there.
+        DataError: PathMNIST, or the folder of detail tiles, is not there.
     """
     if base is not None and kind != "lora":
         raise TrainingError(f"A {kind} has no base; give --base with lora only.")
     meant = kind if base is None else "lora-stable-diffusion"
     found = read_config(config, _Kind).kind
+    if (meant, found) == ("detail", "detail-autoencoder"):  # the two stages of one model
+        meant = found
     if meant == "lora" and found == "lora-stable-diffusion":
         raise TrainingError(f"{config} is for a Stable Diffusion checkpoint; give that with --base.")
     if found != meant:
         raise TrainingError(f"{config} configures a {found}, not a {meant}; give the matching file.")
     from accelerate import PartialState
 
+    from pathsynth.training.detail import AutoencoderConfig, AutoencoderTask, DetailConfig, DetailTask
     from pathsynth.training.engine import Task, TrainState, precision_of, run
+    from pathsynth.training.hires import HiresTiles
     from pathsynth.training.layout import BaseConfig, BaseTask, LoraConfig, LoraTask
     from pathsynth.training.stable_diffusion import StableDiffusionConfig, StableDiffusionTask
     from pathsynth.training.validator import ValidatorConfig, ValidatorTask
 
     task: Task
-    settings: ValidatorConfig | BaseConfig | LoraConfig | StableDiffusionConfig
+    settings: (
+        ValidatorConfig | BaseConfig | LoraConfig | StableDiffusionConfig | AutoencoderConfig | DetailConfig
+    )
     if base is not None:
         import torch
 
@@ -103,8 +109,20 @@ def start(
 
         settings = read_config(config, LoraConfig)
         task = LoraTask(settings, load_pipeline(settings.base or Weights().path("layout")))
+    elif meant == "detail-autoencoder":
+        settings = read_config(config, AutoencoderConfig)
+        task = AutoencoderTask(settings, HiresTiles(progress=report))
+    elif meant == "detail":
+        from pathsynth.detail import load_autoencoder
+        from pathsynth.validator import Validator
+        from pathsynth.weights import Weights
+
+        settings = read_config(config, DetailConfig)
+        autoencoder = load_autoencoder(out.absolute().parent / settings.autoencoder)
+        validator = Validator.load(Weights().path("validator"))
+        task = DetailTask(settings, autoencoder, HiresTiles(progress=report), validator=validator)
     else:
-        raise TrainingError(f"There is no trainer for {kind} yet; choose validator, judge, base or lora.")
+        raise TrainingError(f"There is no trainer for {kind}; choose validator, judge, base, lora or detail.")
 
     def show(state: TrainState) -> None:
         speed = f"loss {state.loss:.3f}, {state.images_per_second:.0f} img/s, {state.gflops:.0f} GFLOP/s"

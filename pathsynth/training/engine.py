@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +22,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathsynth.data import Split
 from pathsynth.errors import TrainingError
 
 
@@ -55,11 +54,22 @@ class OptimConfig(BaseModel):
         return self.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+class TrainingData(Protocol):
+    """What a task trains on, as far as the record of a run names it."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that is trained on."""
+
+
 class Task(Protocol):
     """What one model brings to the loop."""
 
     model: nn.Module
-    train: Split
+
+    @property
+    def train(self) -> TrainingData:
+        """What is trained on."""
 
     def batch(self, size: int, generator: torch.Generator) -> Any:
         """A training batch drawn with `generator`, on the CPU."""
@@ -72,6 +82,19 @@ class Task(Protocol):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the averaged model as it ships."""
+
+
+@runtime_checkable
+class AdversarialTask(Protocol):
+    """A task whose model is also trained against a second network, which has an optimiser of its own.
+
+    After each step of the model the rival takes one on the same batch, at the same learning rate.
+    """
+
+    rival: nn.Module
+
+    def rival_loss(self, rival: nn.Module, batch: Any) -> torch.Tensor:
+        """Mean loss of the rival (scalar) on the batch of the last call of `loss`."""
 
 
 @dataclass
@@ -130,6 +153,9 @@ class Run:
             fused=fused,
         )
         self.model, self.optimizer = self.accelerator.prepare(task.model, optimizer)
+        self.rivalry: _Rivalry | None = None
+        if isinstance(task, AdversarialTask):
+            self.rivalry = _Rivalry(task, config, self.accelerator, fused=fused)
         bare = self.accelerator.unwrap_model(self.model)
         self.average = AveragedModel(
             bare, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
@@ -178,6 +204,8 @@ class Run:
             decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
             self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+            if self.rivalry is not None:
+                self.rivalry.step(batch, rate)
             elapsed = time.perf_counter() - started
             state.step += 1
             state.learning_rate = rate
@@ -192,11 +220,18 @@ class Run:
     def _count_flops(self, batch: Any) -> float:
         """Floating-point operations of one forward and backward pass, counted once before the first step."""
         probe = torch.Generator().manual_seed(0)
-        kept = [buffer.clone() for buffer in self.model.buffers()]
+        buffers = list(self.model.buffers())
+        if self.rivalry is not None:
+            buffers += self.rivalry.model.buffers()
+        kept = [buffer.clone() for buffer in buffers]
         with FlopCounterMode(display=False) as counter, self.accelerator.autocast():
             self.task.loss(self.model, batch, probe).backward()
+            if self.rivalry is not None:
+                self.rivalry.loss(batch).backward()
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.model.buffers(), kept, strict=True):  # such as means of batches
+        if self.rivalry is not None:
+            self.rivalry.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(buffers, kept, strict=True):  # such as means of batches
             buffer.copy_(value)
         return float(counter.get_total_flops())
 
@@ -216,6 +251,7 @@ class Run:
                     "average": _changing_state(self.average),
                     "optimizer": self.optimizer.state_dict(),
                     "generator": self.generator.get_state(),
+                    "rival": None if self.rivalry is None else self.rivalry.state(),
                 },
                 partial,
             )
@@ -242,6 +278,8 @@ class Run:
             _restore_state(self.accelerator.unwrap_model(self.model), saved["model"])
             _restore_state(self.average, saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
+            if self.rivalry is not None:
+                self.rivalry.restore(saved["rival"])
             self.state = TrainState(**saved["state"])
             if self.accelerator.is_main_process:
                 self.generator.set_state(saved["generator"])
@@ -261,6 +299,51 @@ class Run:
                 f"{path} cannot be resumed (damaged, or from another configuration); "
                 "use the configuration it was started with, or start without --resume."
             ) from error
+
+
+class _Rivalry:
+    """The second network of an adversarial task, with its optimiser."""
+
+    def __init__(
+        self, task: AdversarialTask, config: OptimConfig, accelerator: Accelerator, *, fused: bool
+    ) -> None:
+        self._task = task
+        self._config = config
+        self._accelerator = accelerator
+        optimizer = torch.optim.AdamW(
+            task.rival.parameters(),
+            config.learning_rate,
+            betas=(0.0, config.beta2),  # momentum lets two networks that chase one another circle
+            weight_decay=config.weight_decay,
+            fused=fused,
+        )
+        self.model, self.optimizer = accelerator.prepare(task.rival, optimizer)
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Mean loss of the rival (scalar)."""
+        return self._task.rival_loss(self.model, batch)
+
+    def step(self, batch: Any, rate: float) -> None:
+        """One optimisation step at the learning rate `rate`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)  # what the model's own step left there
+        with self._accelerator.autocast():
+            loss = self.loss(batch)
+        self._accelerator.backward(loss)
+        self._accelerator.clip_grad_norm_(self.model.parameters(), self._config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        model = self._accelerator.unwrap_model(self.model)
+        return {"model": model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._accelerator.unwrap_model(self.model).load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
 
 
 def _changing_state(module: nn.Module) -> dict[str, Any]:

@@ -5,6 +5,7 @@ times drawn from a logit-normal (Esser et al., *Scaling Rectified Flow Transform
 what is trainable and in the text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -48,6 +49,21 @@ class FlowConfig(BaseModel):
     drop_text: float = Field(default=0.1, ge=0, le=1, description="Share of images trained without text.")
     keep_all_attributes: float = Field(default=0.5, ge=0, le=1)
     keep_attribute: float = Field(default=0.6, ge=0, le=1)
+
+    def attributes_of(self, words: tuple[str, ...], generator: torch.Generator) -> str:
+        """The attributes as text: all of them, or a random part."""
+        if float(torch.rand((), generator=generator)) < self.keep_all_attributes:
+            return caption(words)
+        return caption(words, (torch.rand(len(words), generator=generator) < self.keep_attribute).tolist())
+
+    def dropped(self, texts: Sequence[str], generator: torch.Generator) -> list[str]:
+        """The texts, a random part of them empty."""
+        drops = (torch.rand(len(texts), generator=generator) < self.drop_text).tolist()
+        return ["" if drop else text for text, drop in zip(texts, drops, strict=True)]
+
+    def times(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Times (count,) between 0, data, and 1, noise."""
+        return torch.sigmoid(torch.randn(count, generator=generator) * self.time_std + self.time_mean)
 
 
 class AlignmentConfig(BaseModel):
@@ -141,15 +157,7 @@ class FlowTask:
         self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
     ) -> list[str]:
         """One caption per tile, before text is dropped."""
-        return [self.attributes_of(words, generator) for words in phrases(tiles)]
-
-    def attributes_of(self, words: tuple[str, ...], generator: torch.Generator) -> str:
-        """The attributes as text: all of them, or a random part."""
-        if float(torch.rand((), generator=generator)) < self.flow.keep_all_attributes:
-            return caption(words)
-        return caption(
-            words, (torch.rand(len(words), generator=generator) < self.flow.keep_attribute).tolist()
-        )
+        return [self.flow.attributes_of(words, generator) for words in phrases(tiles)]
 
     def batch(self, size: int, generator: torch.Generator) -> FlowBatch:
         """Tiles under a random symmetry of the square, with their captions; attributes are measured after
@@ -164,9 +172,7 @@ class FlowTask:
     def _batch_of(self, split: Split, chosen: npt.NDArray[np.int64], generator: torch.Generator) -> FlowBatch:
         turned = dihedral(torch.from_numpy(split.images[chosen]).permute(0, 3, 1, 2), generator)
         tiles = np.ascontiguousarray(turned.permute(0, 2, 3, 1).numpy())
-        texts = self.describe(tiles, split.labels[chosen], generator)
-        dropped = torch.rand(len(texts), generator=generator) < self.flow.drop_text
-        texts = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
+        texts = self.flow.dropped(self.describe(tiles, split.labels[chosen], generator), generator)
         return FlowBatch(to_model_range(tiles), self.captions(texts))
 
     def loss(self, model: nn.Module, batch: FlowBatch, generator: torch.Generator) -> torch.Tensor:
@@ -174,8 +180,7 @@ class FlowTask:
         device = next(model.parameters()).device
         data = self.pipeline.standardise(batch.tiles)
         noise = torch.randn(data.shape, generator=generator)
-        drawn = torch.randn(len(data), generator=generator) * self.flow.time_std + self.flow.time_mean
-        time = torch.sigmoid(drawn)
+        time = self.flow.times(len(data), generator)
         level = time.view(-1, 1, 1, 1)
         noisy = ((1 - level) * data + level * noise).contiguous(memory_format=torch.channels_last)
         context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
@@ -379,7 +384,7 @@ class LoraTask(FlowTask):
         for text, words in zip(texts, phrases(tiles), strict=True):
             extra = ""
             if float(torch.rand((), generator=generator)) < 0.5:
-                extra = self.attributes_of(words, generator)
+                extra = self.flow.attributes_of(words, generator)
             result.append(f"{text}; {extra}" if extra else text)
         return result
 

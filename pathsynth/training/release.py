@@ -58,6 +58,18 @@ def add_model(weights: Path, name: str, run: Path, folder: str) -> None:
     write_manifest(weights, {name: record})
 
 
+def add_detail(weights: Path, run: Path) -> None:
+    """Copy the detail pipeline of a finished run, and note how it and its autoencoder were trained.
+
+    Raises:
+        TrainingError: the run, or that of its autoencoder, is not finished or not there.
+    """
+    autoencoder = run.absolute().parent / read_run(run)["config"]["autoencoder"]
+    record = read_run(autoencoder.parent)
+    add_model(weights, "detail", run, "detail")
+    write_manifest(weights, {"detail": read_run(run) | {"autoencoder": record}})
+
+
 def add_adapter(weights: Path, name: str, run: Path, steps: int, guidance: float) -> None:
     """Copy the LoRA adapter of a finished run, with the sampling settings it is used with."""
     record = read_run(run)
@@ -152,6 +164,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--validator", type=Path, help="finished run of `pathsynth train validator`")
     parser.add_argument("--judge", type=Path, help="finished run of `pathsynth train judge`")
     parser.add_argument("--base", type=Path, help="finished run of `pathsynth train base`")
+    parser.add_argument("--detail", type=Path, help="finished run of `pathsynth train detail`")
     parser.add_argument("--adapter", help="NAME=finished run of `pathsynth train lora`; `default` is used")
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="denoising steps of the adapter")
     parser.add_argument("--guidance", type=float, default=DEFAULT_GUIDANCE, help="its guidance scale")
@@ -178,6 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 add_model(weights, name, run, name)
         if asked.base:
             add_model(weights, "layout", asked.base, "layout")
+        if asked.detail:
+            add_detail(weights, asked.detail)
         if asked.adapter:
             name, _, run = asked.adapter.partition("=")
             add_adapter(weights, name, Path(run), asked.steps, asked.guidance)

@@ -617,7 +617,8 @@ def test_the_version_is_printed(shell: Shell) -> None:
 
 
 COMMANDS = (
-    "generate, classify, evaluate validator, evaluate generator, evaluate loop, train, data fetch, doctor"
+    "generate, variations, classify, evaluate validator, evaluate generator, evaluate loop, evaluate detail, "
+    "train, data fetch, doctor"
 )
 
 

@@ -293,6 +293,8 @@ def test_the_average_follows_the_weights() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_configuration_that_ships_fits(path: Path) -> None:
+    from pathsynth.training.detail import AutoencoderConfig, DetailConfig
+    from pathsynth.training.hires import HiresConfig
     from pathsynth.training.stable_diffusion import StableDiffusionConfig
 
     shapes: dict[str, type[BaseModel]] = {
@@ -301,6 +303,9 @@ def test_every_configuration_that_ships_fits(path: Path) -> None:
         "base": BaseConfig,
         "lora": LoraConfig,
         "lora-stable-diffusion": StableDiffusionConfig,
+        "detail-autoencoder": AutoencoderConfig,
+        "detail": DetailConfig,
+        "hires": HiresConfig,
     }
 
     class Kind(BaseModel):

@@ -1,0 +1,109 @@
+"""What a detail autoencoder is compared by beside pixels: features of a network trained on ImageNet, and a
+rival that tells its tiles from real ones patch by patch.
+
+Zhang et al., *The Unreasonable Effectiveness of Deep Features*, 2018; Isola et al., *Image-to-Image
+Translation with Conditional Adversarial Networks*, 2017; hinge loss after Lim and Ye, 2017; spectral
+normalisation after Miyato et al., 2018.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class FeatureDistance(nn.Module):
+    """Mean squared distance between features of two batches of tiles (N, 3, S, S) in [-1, 1] after each of
+    the given stages, every feature vector scaled to unit length. The stages are frozen.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FeatureDistance":
+        """Stays as it is: statistics of batches are those it was trained with."""
+        return super().train(False)
+
+    def forward(self, made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Distance (scalar), averaged over stages, places and tiles."""
+        total = made.new_zeros(())
+        with torch.no_grad():
+            wanted = self._features(real)
+        for mine, other in zip(self._features(made), wanted, strict=True):
+            difference = F.normalize(mine.float(), dim=1) - F.normalize(other.float(), dim=1)
+            total = total + difference.square().sum(1).mean()
+        return total / len(self.stages)
+
+    def _features(self, tiles: torch.Tensor) -> list[torch.Tensor]:
+        features = []
+        for stage in self.stages:
+            tiles = stage(tiles)
+            features.append(tiles)
+        return features
+
+
+class PatchRival(nn.Module):
+    """Says of each patch of about 46 px of tiles (N, 3, S, S) how real it looks: logits (N, 1, S / 8, S / 8).
+
+    `steps` counts how often it was trained, so that a resumed run knows.
+    """
+
+    steps: torch.Tensor
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width)
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        layers.append(spectral_norm(nn.Conv2d(widths[-1], widths[-1], 3, padding=1)))
+        layers += [nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(tiles)
+        return logits
+
+
+def hinge(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    """What a rival with these logits of real and of made patches has to lose."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean())
+
+
+def imagenet_stages() -> list[nn.Module] | None:
+    """Four stages of EfficientNet-Lite0, at 1/2, 1/4, 1/8 and 1/16 of the resolution; None when the package
+    with its weights is not installed.
+
+    Raises:
+        WeightsError: the packaged weights are not the published ones.
+    """
+    from pathsynth.realism import imagenet_network
+
+    network = imagenet_network()
+    if network is None:
+        return None
+    blocks = list(network._blocks)
+    cuts = [0, *(i for i, block in enumerate(blocks) if i and _stride(block) == 2), len(blocks)]
+    stem = nn.Sequential(_Scale(), network._conv_stem, network._bn0, network._swish, *blocks[: cuts[1]])
+    middle = [nn.Sequential(*blocks[cuts[i] : cuts[i + 1]]) for i in range(1, 4)]
+    return [stem, *middle]
+
+
+def _stride(block: nn.Module) -> int:
+    convolution = block.get_submodule("_depthwise_conv")
+    assert isinstance(convolution, nn.Conv2d)
+    return convolution.stride[0]
+
+
+class _Scale(nn.Module):
+    """From [-1, 1] to what EfficientNet-Lite was trained on: (grey level - 127) / 128."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        return tiles.mul(127.5 / 128).add(0.5 / 128)
