@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Labels = npt.NDArray[np.int64]
 Propose = Callable[[Tissue, Sequence[int]], npt.NDArray[np.uint8]]
 Progress = Callable[[int, int, str], None]
-BATCH = 256
+BATCH = 64
 BOOTSTRAP_SAMPLES = 1000
 LOOP_CONFIDENCE = 0.9
 LOOP_ATTEMPTS_PER_TILE = 30
@@ -162,9 +162,12 @@ def evaluate_validator(
     started, total = time.monotonic(), len(split)
     order = np.arange(total) if deadline is None else np.random.default_rng(seed).permutation(total)
     parts: list[torch.Tensor] = []
+    last = started
     for first in range(0, total, BATCH):
-        if deadline is not None and time.monotonic() >= deadline:
-            break
+        now = time.monotonic()
+        if deadline is not None and now + (now - last) >= deadline:
+            break  # another batch as long as the last one would end too late
+        last = now
         if progress is not None:
             progress(first, total, f"{first:,} of {total:,} tiles of {split.name}")
         parts.append(validator.probabilities(split.images[order[first : first + BATCH]]))

@@ -760,12 +760,18 @@ def _deadline(started: float, time_budget: float | None) -> float | None:
 
 
 def _between_steps(check_cancelled: CheckCancelled | None, deadline: float | None) -> Callable[[], None]:
-    """What to do between two denoising steps: raise when the caller has gone or the time is spent."""
+    """What to do before each denoising step: raise when the caller has gone, or when another step as long as
+    the last one would end after `deadline`.
+    """
+    last: float | None = None
 
     def check() -> None:
+        nonlocal last
         if check_cancelled is not None:
             check_cancelled()
-        if deadline is not None and time.monotonic() >= deadline:
+        now = time.monotonic()
+        step, last = 0.0 if last is None else now - last, now
+        if deadline is not None and now + step >= deadline:
             raise OutOfTimeError("The time was spent before anything could be answered; ask for less.")
 
     return check

@@ -21,7 +21,7 @@ from tools.queue import Line, WorkQueue
 TIME_BUDGET = 40.0
 """Seconds a call may take. Clients give up after 45 to 60 s, and few of them reset the clock on progress."""
 
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = 2.0
 """What of it is kept for drawing and sending the answer."""
 
 RESULT_BYTES = 300_000
