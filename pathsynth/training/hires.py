@@ -304,7 +304,7 @@ class Crops:
 
 class HiresTiles:
     """All tiles of a folder at PathMNIST's scale and stain: `colour` and `grey` to train on, `held_colour`
-    and `held_grey` not. Grey tiles are coloured. Reading 9,000 tiles takes about two minutes and 2 GB.
+    and `held_grey` not. Grey tiles are coloured. Reading 9,000 tiles takes one to two minutes and 2 GB.
 
     Raises:
         DataError: the folder, its manifest or a tile cannot be read, or a dataset is not configured.
