@@ -16,9 +16,10 @@ from pathsynth.errors import RequestError, StoreError
 from pathsynth.records import IMAGE_ID_PATTERN
 from pathsynth.store import StoredImage
 from pathsynth.studio import Studio
-from pathsynth.tissues import CODES, TISSUES, Tissue, by_code
+from pathsynth.tissues import CODES, TISSUES, by_code
 from server.completion import Choices, one_of, tissue_codes
 from tools.generate_tissue_image import image_uri
+from tools.list_tissues import TissueList, entry
 from tools.wording import without_folders
 
 TISSUES_URI = "pathsynth://tissues"
@@ -35,22 +36,6 @@ ANY_TYPE = "*/*"
 """Media type of a template whose resources differ in theirs; the server leaves it out of the listing."""
 
 
-class TissueEntry(BaseModel):
-    """One tissue. `seen` and `confused_with` (code to difference, the likeliest first) are its glossary."""
-
-    tissue: str
-    label: str
-    synonyms: tuple[str, ...]
-    seen: str | None = None
-    confused_with: dict[str, str] | None = None
-
-
-class TissueList(BaseModel):
-    """The tissues, in PathMNIST order."""
-
-    tissues: list[TissueEntry]
-
-
 class ReportFile(BaseModel):
     """One file among the reports; `bytes` is its size."""
 
@@ -58,15 +43,6 @@ class ReportFile(BaseModel):
     uri: str
     mime_type: str
     bytes: int
-
-
-def entry(tissue: Tissue, glossary: bool) -> TissueEntry:
-    """What is told of one tissue."""
-    short = TissueEntry(tissue=tissue.code, label=tissue.label, synonyms=tissue.synonyms)
-    if not glossary:
-        return short
-    differences = {each.code: each.difference for each in tissue.glossary.confused_with}
-    return short.model_copy(update={"seen": tissue.glossary.seen, "confused_with": differences})
 
 
 def report_files(weights: Path) -> tuple[Path, ...]:
