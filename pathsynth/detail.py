@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from pathsynth.errors import PathSynthError
 from pathsynth.generator import load_whole
 from pathsynth.images import NATIVE_EDGE, Picture, to_native
+from pathsynth.layout import sample_flow
 from pathsynth.text import CONTEXT_WIDTH, TextContext
 from pathsynth.weights import loading
 
@@ -315,29 +316,22 @@ class DetailPipeline(DiffusionPipeline):
         device = self._execution_device
         channels = int(self.autoencoder.config.detail_channels)
         noise = [torch.randn(channels, edge, edge, generator=generator) for generator in generators]
-        detail = torch.stack(noise).to(device)
         thumbnails = thumbnails.to(device)
-        context = context.repeat(count) if len(context) == 1 else context
-        states, mask, seen = context.states, context.mask, thumbnails
-        guided = scale != 1
-        if guided:
-            empty = unconditional.repeat(count)
-            states, mask = torch.cat([states, empty.states]), torch.cat([mask, empty.mask])
-            seen = torch.cat([thumbnails, thumbnails])
-        both = TextContext(states.to(device), mask.to(device))
+
+        def velocity(noisy: torch.Tensor, time: torch.Tensor, text: TextContext) -> torch.Tensor:
+            seen = thumbnails.repeat(len(noisy) // count, 1, 1, 1)
+            return predict_detail_velocity(self.unet, noisy, seen, time, text)
+
         self.scheduler.set_timesteps(steps)
-        timesteps = self.scheduler.timesteps
-        for i, time in enumerate(timesteps):
-            if on_step is not None:
-                on_step(i, len(timesteps))
-            doubled = torch.cat([detail, detail]) if guided else detail
-            velocity = predict_detail_velocity(
-                self.unet, doubled, seen, time.expand(len(doubled)).to(device), both
-            )
-            if guided:
-                conditional, free = velocity.chunk(2)
-                velocity = free + scale * (conditional - free)
-            detail = self.scheduler.step(velocity, time, detail, return_dict=False)[0]
+        detail = sample_flow(
+            self.scheduler,
+            velocity,
+            torch.stack(noise).to(device),
+            context,
+            unconditional,
+            scale,
+            on_step,
+        )
         tiles: torch.Tensor = self.autoencoder.decode(thumbnails, self.restore(detail))
         return tiles
 

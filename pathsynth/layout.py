@@ -24,6 +24,7 @@ DEFAULT_GUIDANCE = 3.0
 TIME_SCALE = 1000.0
 LORA_FILE = "pytorch_lora_weights.safetensors"
 StepCallback = Callable[[int, int], None]
+Velocity = Callable[[torch.Tensor, torch.Tensor, TextContext], torch.Tensor]
 
 
 def fold_size(unet: UNet2DConditionModel) -> int:
@@ -46,6 +47,44 @@ def predict_velocity(
         return_dict=False,
     )[0]
     return F.pixel_shuffle(velocity, fold) if fold > 1 else velocity
+
+
+def sample_flow(
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    velocity: Velocity,
+    noise: torch.Tensor,
+    context: TextContext,
+    unconditional: TextContext,
+    guidance_scale: float,
+    on_step: StepCallback | None,
+) -> torch.Tensor:
+    """From noise (N, C, H, W) to data, along the velocity and the steps that `scheduler` was set to.
+
+    Args:
+        velocity: from noisy data (N or 2 N), times and texts as many, to velocities.
+        context: text of each item (N), or of all of them (1).
+        unconditional: context of the empty text (1), for classifier-free guidance (Ho and Salimans, 2022).
+        guidance_scale: 1 turns guidance off; otherwise both texts go through the network together.
+        on_step: called before each step with (steps done, steps); may raise to stop.
+    """
+    count, device, guided = len(noise), noise.device, guidance_scale != 1
+    context = context.repeat(count) if len(context) == 1 else context
+    states, mask = context.states, context.mask
+    if guided:
+        empty = unconditional.repeat(count)
+        states, mask = torch.cat([states, empty.states]), torch.cat([mask, empty.mask])
+    texts = TextContext(states.to(device), mask.to(device))
+    data, timesteps = noise, scheduler.timesteps
+    for i, time in enumerate(timesteps):
+        if on_step is not None:
+            on_step(i, len(timesteps))
+        doubled = torch.cat([data, data]) if guided else data
+        direction = velocity(doubled, time.expand(len(doubled)).to(device), texts)
+        if guided:
+            conditional, free = direction.chunk(2)
+            direction = free + guidance_scale * (conditional - free)
+        data = scheduler.step(direction, time, data, return_dict=False)[0]
+    return data
 
 
 class LayoutPipeline(DiffusionPipeline):
@@ -117,28 +156,22 @@ class LayoutPipeline(DiffusionPipeline):
             guidance_scale: 1 turns guidance off.
             on_step: called before each step with (steps done, steps); may raise to stop.
         """
-        count = len(generators)
-        context = context.repeat(count) if len(context) == 1 else context
         device, fold = self._execution_device, fold_size(self.unet)
         noise = [torch.randn(3, TILE_SIZE, TILE_SIZE, generator=generator) for generator in generators]
-        tiles = torch.stack(noise).to(device)
-        guided = guidance_scale != 1
-        states, mask = context.states, context.mask
-        if guided:
-            empty = unconditional.repeat(count)
-            states, mask = torch.cat([states, empty.states]), torch.cat([mask, empty.mask])
-        both = TextContext(states.to(device), mask.to(device))
+
+        def velocity(noisy: torch.Tensor, time: torch.Tensor, text: TextContext) -> torch.Tensor:
+            return predict_velocity(self.unet, fold, noisy, time, text)
+
         self.scheduler.set_timesteps(num_inference_steps)
-        timesteps = self.scheduler.timesteps
-        for i, time in enumerate(timesteps):
-            if on_step is not None:
-                on_step(i, len(timesteps))
-            doubled = torch.cat([tiles, tiles]) if guided else tiles
-            velocity = predict_velocity(self.unet, fold, doubled, time.expand(len(doubled)).to(device), both)
-            if guided:
-                conditional, free = velocity.chunk(2)
-                velocity = free + guidance_scale * (conditional - free)
-            tiles = self.scheduler.step(velocity, time, tiles, return_dict=False)[0]
+        tiles = sample_flow(
+            self.scheduler,
+            velocity,
+            torch.stack(noise).to(device),
+            context,
+            unconditional,
+            guidance_scale,
+            on_step,
+        )
         return self.restore(tiles)
 
 
