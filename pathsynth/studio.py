@@ -232,13 +232,19 @@ class Studio:
             return self._resolver.resolve(description)
 
     def request_id(self, request: GenerationRequest) -> str:
-        """Identity of a request: 12 hexadecimal digits of the SHA-256 over its wishes and the weights."""
+        """Identity of a request: 12 hexadecimal digits of the SHA-256 over its wishes and the weights.
+
+        How long to try, in seconds or attempts, is no wish: with more of either, the same request goes on.
+        """
         wishes = request.model_copy(update={"tissue": _asked_code(request)})
-        text = f"{wishes.model_dump_json(exclude={'time_budget'})} {self.model}"
+        text = f"{wishes.model_dump_json(exclude={'time_budget', 'max_attempts'})} {self.model}"
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:_REQUEST_ID_LENGTH]
 
-    def remembered_request(self, request_id: str) -> GenerationRequest:
+    def remembered_request(self, request_id: str, max_attempts: int = 1) -> GenerationRequest:
         """The request of an earlier answer, to go on with it.
+
+        Args:
+            max_attempts: takes the place of that of the request where it is larger.
 
         Raises:
             RequestError: no such request is remembered, or it was made to other weights.
@@ -261,29 +267,34 @@ class Studio:
             seed=result.seed,
             size=result.size,
             min_confidence=result.min_confidence,
-            max_attempts=remembered.max_attempts,
+            max_attempts=max(remembered.max_attempts, max_attempts),
         )
 
     def recall(self, request: GenerationRequest) -> GenerationResult | None:
         """What is known of a request without any model: its result, or as much of it as there is so far.
 
-        A tile that is no longer in the store, and what was tried after it, does not count. None when nothing
-        is known.
+        What was tried beyond `max_attempts` does not count, nor does a tile that is no longer in the store,
+        and what was tried after it. None when nothing is known.
         """
         remembered = self.history.load(self.request_id(request))
         if remembered is None:
             return None
-        result, tried = remembered.result, 0
-        for place, tile in enumerate(result.tiles):
+        result, limit = remembered.result, request.max_attempts
+        tiles: list[TileRecord] = []
+        tried = 0
+        for tile in result.tiles:
             tried += tile.attempts
+            if tried > limit:
+                break
             try:
                 self.store.get(tile.image_id)
             except StoreError:
-                earlier = {(result.seed + step) % (MAX_SEED + 1) for step in range(tried - 1)}
-                rejected = [attempt for attempt in result.rejected if attempt.seed in earlier]
-                tissue = by_code(result.tissue)
-                return self._result(request, tissue, result.tiles[:place], rejected, result.seconds)
-        return result
+                limit = tried - 1
+                break
+            tiles.append(tile)
+        counted = {(result.seed + step) % (MAX_SEED + 1) for step in range(min(limit, result.attempts))}
+        rejected = [attempt for attempt in result.rejected if attempt.seed in counted]
+        return self._result(request, by_code(result.tissue), tiles, rejected, result.seconds)
 
     def generate(
         self,

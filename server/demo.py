@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ from tools import classify_image, generate_tissue_image
 CALL_TIMEOUT = 120.0
 """Seconds to wait for one call; the first loads the models."""
 
+PATIENCE = 100.0
+"""Seconds after which no call is made any more for a tissue that was not verified the first time."""
+
+_MORE_ATTEMPTS = 30
+
 _SHEET_COLUMNS = 3
 
 OnStatus = Callable[[str], None]
@@ -45,7 +51,7 @@ class DemoError(PathSynthError):
 
 class Row(BaseModel):
     """One line of the table. `predicted` and `confidence` come from classifying the delivered tile anew;
-    `seconds` is the wall time of the generating call, as the client sees it; `record` is no part of the
+    `seconds` is the wall time of the generating calls, as the client sees it; `record` is no part of the
     JSON."""
 
     tissue: str
@@ -59,6 +65,15 @@ class Row(BaseModel):
     record: TileRecord | None = Field(default=None, exclude=True)
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What one tissue has come to: its row, its picture (224, 224, 3) if there is one, and its request."""
+
+    row: Row
+    picture: npt.NDArray[np.uint8] | None
+    request_id: str | None
+
+
 def server_parameters() -> StdioServerParameters:
     """How to start the server with this Python, in this environment."""
     return StdioServerParameters(command=sys.executable, args=["-m", "server.main"], env=dict(os.environ))
@@ -67,31 +82,46 @@ def server_parameters() -> StdioServerParameters:
 async def ask_for_every_tissue(
     client: Client, seed: int, on_status: OnStatus
 ) -> tuple[list[Row], list[npt.NDArray[np.uint8]]]:
-    """One tile of each tissue, in PathMNIST order.
+    """One tile of each tissue, in PathMNIST order; then the requests that fell short go on, for as long as
+    the patience lasts.
 
     Returns:
         A row for each tissue, and the picture, uint8 (224, 224, 3), of each verified one.
     """
-    rows: list[Row] = []
-    pictures: list[npt.NDArray[np.uint8]] = []
-    for tissue in TISSUES:
-        row, picture = await _ask(client, tissue.code, seed, on_status)
-        rows.append(row)
-        if picture is not None:
-            pictures.append(picture)
-    return rows, pictures
+    deadline = time.perf_counter() + PATIENCE
+    answers = [
+        await _ask(client, tissue.code, {"tissue": tissue.code, "count": 1, "seed": seed}, on_status)
+        for tissue in TISSUES
+    ]
+    answers = [await _go_on(client, answer, deadline, on_status) for answer in answers]
+    pictures = [answer.picture for answer in answers if answer.picture is not None]
+    return [answer.row for answer in answers], pictures
 
 
-async def _ask(
-    client: Client, code: str, seed: int, on_status: OnStatus
-) -> tuple[Row, npt.NDArray[np.uint8] | None]:
+async def _go_on(client: Client, answer: _Answer, deadline: float, on_status: OnStatus) -> _Answer:
+    """Go on with a request as long as it lacks its tile, and attempts and time are left."""
+    limit = generate_tissue_image.MAX_TRIES
+    while answer.picture is None and answer.row.attempts < limit and time.perf_counter() < deadline:
+        attempts, seconds = answer.row.attempts, answer.row.seconds
+        more = {
+            "continue_request": answer.request_id,
+            "max_attempts": min(attempts + _MORE_ATTEMPTS, limit),
+        }
+        answer = await _ask(client, answer.row.tissue, more, on_status)
+        answer.row.seconds = round(answer.row.seconds + seconds, 2)
+    return answer
+
+
+async def _ask(client: Client, code: str, arguments: dict[str, Any], on_status: OnStatus) -> _Answer:
+    """One generating call, and the classification of what it delivers."""
+
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         on_status(f"{code}: {message or progress}")
 
     started = time.perf_counter()
     made = await client.call_tool(
         generate_tissue_image.NAME,
-        {"tissue": code, "count": 1, "seed": seed},
+        arguments,
         read_timeout_seconds=CALL_TIMEOUT,
         progress_callback=on_progress,
     )
@@ -108,7 +138,7 @@ async def _ask(
         image_id=None,
     )
     if not result.tiles:
-        return row, None
+        return _Answer(row, None, result.request_id)
     image_id = result.tiles[0].image_id
     seen = await client.call_tool(classify_image.NAME, {"image": image_id}, read_timeout_seconds=CALL_TIMEOUT)
     classification = Classification.model_validate_json(_text(seen))
@@ -120,7 +150,8 @@ async def _ask(
         "record": result.tiles[0],
     }
     pictures = [block for block in made.content if isinstance(block, ImageContent)]
-    return row.model_copy(update=update), read_image(base64.b64decode(pictures[0].data))
+    picture = read_image(base64.b64decode(pictures[0].data))
+    return _Answer(row.model_copy(update=update), picture, result.request_id)
 
 
 def _text(result: CallToolResult) -> str:

@@ -87,8 +87,8 @@ def answer(result: GenerationResult, store: ImageStore, rejected: Rejected = ())
 
 
 _NOTHING_VERIFIED = (
-    "No picture: no proposal was verified, and nothing unverified is shown as if it were. Try another seed, "
-    "a larger max_attempts, or a lower min_confidence."
+    "No picture: no proposal was verified, and nothing unverified is shown as if it were. Go on with a "
+    "larger max_attempts, or try another seed or a lower min_confidence."
 )
 
 
@@ -220,15 +220,15 @@ def register(server: MCPServer, studio: Studio, queue: WorkQueue) -> None:
             str,
             Field(
                 max_length=40,
-                description="`request_id` of an answer with `can_continue`: go on with that request. The "
-                "other arguments but include_rejected are ignored. The same arguments again go on as well.",
+                description="`request_id` of an answer that fell short: go on with that request, up to a "
+                "larger max_attempts if given; of the rest only include_rejected counts.",
             ),
         ] = "",
     ) -> list[ContentBlock]:
         deadline = new_deadline()
         progress = ProgressReporter(context)
         if continue_request.strip():
-            request = studio.remembered_request(continue_request.strip().lower())
+            request = studio.remembered_request(continue_request.strip().lower(), max_attempts)
         else:
             words, code = description.strip(), tissue.strip() and by_code(tissue).code
             if not words and not code:

@@ -71,7 +71,6 @@ def test_a_request_that_ran_out_of_attempts_is_not_made_again_either(tmp_path: P
         {"seed": 8},
         {"size": 28},
         {"min_confidence": 0.8},
-        {"max_attempts": 29},
     ],
 )
 def test_another_wish_is_another_request(tmp_path: Path, other: dict[str, Any]) -> None:
@@ -86,6 +85,30 @@ def test_another_wish_is_another_request(tmp_path: Path, other: dict[str, Any]) 
 def test_the_time_budget_and_the_spelling_of_the_code_are_no_wishes(tmp_path: Path) -> None:
     studio = opened(tmp_path)
     assert studio.request_id(request()) == studio.request_id(request(time_budget=3.0, tissue=" tum"))
+
+
+def test_more_attempts_go_on_where_fewer_ended(tmp_path: Path) -> None:
+    whole = opened(tmp_path / "whole").generate(request())
+    few = opened(tmp_path).generate(request(max_attempts=4))
+    assert (few.attempts, len(few.tiles), few.can_continue) == (4, 1, False)
+    again = opened(tmp_path)
+    wishes = again.remembered_request(str(few.request_id), max_attempts=30)
+    assert facts(again.generate(wishes)) == facts(whole)
+    assert again.proposed == [7 + attempt for attempt in range(4, 9)]
+    assert opened(tmp_path).remembered_request(str(few.request_id), max_attempts=5).max_attempts == 30
+
+
+@pytest.mark.parametrize("attempts", range(1, 9))
+def test_fewer_attempts_are_answered_from_more_as_if_those_had_not_been_made(
+    tmp_path: Path, attempts: int
+) -> None:
+    few = opened(tmp_path / "few").generate(request(max_attempts=attempts))
+    studio = opened(tmp_path / "many")
+    whole = studio.generate(request())
+    studio.proposed.clear()
+    assert facts(studio.generate(request(max_attempts=attempts))) == facts(few)
+    assert studio.proposed == []
+    assert studio.generate(request()) == whole
 
 
 def test_other_weights_do_not_answer_for_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,33 @@ def test_json_is_all_that_goes_to_stdout_when_asked_for(
 
 
 @pytest.mark.usefixtures("in_process")
+def test_a_request_that_fell_short_goes_on_after_the_others(
+    tmp_path: Path, studio: FakeStudio, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studio.is_verified = lambda attempt: studio.requests[-1].tissue != "MUC" or attempt == 70
+
+    assert demo.main(["--json", "--out", str(tmp_path / "sheet.png")]) == 0
+
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["tissue"] for row in rows] == list(CODES)
+    assert {row["tissue"]: row["attempts"] for row in rows if row["attempts"] > 1} == {"MUC": 70}
+    assert [request.tissue for request in studio.requests] == [*CODES, "MUC", "MUC"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_when_the_patience_is_spent_no_request_goes_on(
+    tmp_path: Path, studio: FakeStudio, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "PATIENCE", 0.0)
+    studio.is_verified = lambda attempt: studio.requests[-1].tissue != "MUC"
+
+    assert demo.main(["--json", "--out", str(tmp_path / "sheet.png")]) == 1
+
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["tissue"]: row["attempts"] for row in rows if not row["verified"]} == {"MUC": 30}
+
+
+@pytest.mark.usefixtures("in_process")
 def test_one_tissue_out_of_attempts_gives_exit_code_1_and_a_sheet_of_the_rest(
     tmp_path: Path, studio: FakeStudio, capsys: pytest.CaptureFixture[str]
 ) -> None:

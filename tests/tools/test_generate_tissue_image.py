@@ -379,6 +379,21 @@ async def test_out_of_time_with_nothing_verified_says_how_to_go_on_too(
     assert images(result) == []
 
 
+async def test_a_request_out_of_attempts_goes_on_with_more_of_them(
+    client: Client, studio: FakeStudio
+) -> None:
+    studio.is_verified = lambda attempt: attempt == 5
+    few = GenerationResult.model_validate_json(
+        texts(await client.call_tool(TOOL, {"tissue": "STR", "max_attempts": 4}))[0]
+    )
+    assert (few.attempts, few.can_continue) == (4, False)
+    more = {"continue_request": few.request_id, "max_attempts": 9}
+    result = await client.call_tool(TOOL, more)
+    whole = GenerationResult.model_validate_json(texts(result)[0])
+    assert (whole.attempts, whole.verified, whole.request_id) == (5, True, few.request_id)
+    assert len(images(result)) == 1
+
+
 async def test_an_unknown_request_to_go_on_with_is_refused_in_one_sentence(client: Client) -> None:
     for name in ("0123456789ab", "nonsense", "../../x", "x" * 41):
         refusal(await client.call_tool(TOOL, {"continue_request": name}))
