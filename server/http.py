@@ -1,4 +1,8 @@
-"""Streamable HTTP: the SDK's app with host check, bearer token, `/healthz` and `/metrics`, under uvicorn."""
+"""Streamable HTTP: the SDK's app with host check, bearer token, `/healthz` and `/metrics`, under uvicorn.
+
+Clients of the 2026 protocol need no session. Those of 2025 have one each, since over a connection of its own
+nothing but a session tells whose call a cancellation means.
+"""
 
 import socket
 from typing import Final
@@ -15,6 +19,7 @@ from pathsynth import __version__
 from pathsynth.studio import Studio
 from server.access import BearerGate
 from server.metrics import Metrics
+from server.vanished import CancelWhenVanished
 from tools.classify_image import MAX_IMAGE_CHARACTERS
 
 MCP_PATH: Final = "/mcp"
@@ -28,6 +33,11 @@ _KEEP_ALIVE_SECONDS: Final = 30
 """Longer than the 5 s after which common clients let an idle connection go: with uvicorn's own 5 s, both may
 act at the same moment, and the next request fails."""
 
+_MAX_SESSIONS: Final = 1000
+
+_SESSION_IDLE_SECONDS: Final = 600
+"""After which a session without any connection ends; its client is told to open another."""
+
 _MAX_BODY_BYTES: Final = MAX_IMAGE_CHARACTERS + 65_536
 """The longest image that classify_image takes, and the envelope around it."""
 
@@ -39,7 +49,7 @@ def http_app(
     security: TransportSecuritySettings,
     token: str | None = None,
 ) -> ASGIApp:
-    """The ASGI app: MCP without sessions at `/mcp`, figures at `/metrics`, liveness at `/healthz`.
+    """The ASGI app: MCP at `/mcp`, figures at `/metrics`, liveness at `/healthz`.
 
     With a `token`, all but `/healthz` need it. `/healthz` answers under every host name too, since whoever
     watches over a container asks by its address; it tells no more than version and state of the weights.
@@ -56,12 +66,14 @@ def http_app(
     server.custom_route(METRICS_PATH, methods=["GET"])(exposition)
     app = server.streamable_http_app(
         streamable_http_path=MCP_PATH,
-        stateless_http=True,
+        max_sessions=_MAX_SESSIONS,
+        session_idle_timeout=_SESSION_IDLE_SECONDS,
         max_request_body_size=_MAX_BODY_BYTES,
         transport_security=security,
     )
     app.add_exception_handler(ClientDisconnect, _unanswerable)
-    return app if token is None else BearerGate(app, token, frozenset({HEALTH_PATH}))
+    watched = CancelWhenVanished(app)
+    return watched if token is None else BearerGate(watched, token, frozenset({HEALTH_PATH}))
 
 
 async def _unanswerable(request: Request, error: Exception) -> Response:

@@ -75,9 +75,7 @@ const started = performance.now();
 const seen = await client.callTool({ name: 'classify_image', arguments: { image: answer.tiles[0].image_id } }, patient);
 const seconds = (performance.now() - started) / 1000;
 assert.ok(!seen.isError, JSON.stringify(seen.content));
-// A 2025-11-25 client cancels by a message of its own, which a server without sessions cannot tell whose it is:
-// there the abandoned call goes on until its time is spent.
-if (mode !== 'legacy' || kind !== 'http') assert.ok(seconds < 15, `the next call waited ${seconds.toFixed(1)} s`);
+assert.ok(seconds < 15, `the next call waited ${seconds.toFixed(1)} s`);
 assert.equal(seen.structuredContent.tissue, 'ADI');
 
 console.log(

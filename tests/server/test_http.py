@@ -79,6 +79,17 @@ def post(address: str, mode: str = "auto", **more: str) -> httpx2.Response:
     return httpx2.post(address + MCP_PATH, json=message, headers=headers(mode, message) | more)
 
 
+def opened(address: str, mode: str) -> dict[str, str]:
+    """The headers of a session that is ready for calls; the newer protocol needs none."""
+    if mode == "auto":
+        return {}
+    session = {"Mcp-Session-Id": post(address, mode).headers["Mcp-Session-Id"]}
+    ready = {"jsonrpc": "2.0", "method": "notifications/initialized", "params": {}}
+    sent = httpx2.post(address + MCP_PATH, json=ready, headers=headers(mode, ready) | session)
+    assert sent.status_code == 202
+    return session
+
+
 def test_a_foreign_host_or_origin_is_refused(studio: FakeStudio, mode: str) -> None:
     with served(studio) as address:
         port = urlsplit(address).port
@@ -298,11 +309,16 @@ def test_a_client_that_vanishes_ends_its_call_and_the_next_is_answered(
     with served(studio) as address:
         place = urlsplit(address)
         body = json.dumps(message)
-        head = headers(mode, message) | {
-            "Host": place.netloc,
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-        }
+        session = opened(address, mode)
+        head = (
+            headers(mode, message)
+            | session
+            | {
+                "Host": place.netloc,
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+            }
+        )
         lines = [f"POST {MCP_PATH} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
         with closing(socket.create_connection((str(place.hostname), int(place.port or 0)))) as connection:
             connection.sendall(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
@@ -314,8 +330,44 @@ def test_a_client_that_vanishes_ends_its_call_and_the_next_is_answered(
         assert time.perf_counter() - started < 2
 
         studio.pauses_before_attempt = None
-        answer = httpx2.post(address + MCP_PATH, json=message, headers=headers(mode, message))
+        answer = httpx2.post(address + MCP_PATH, json=message, headers=headers(mode, message) | session)
     assert '"verified":true' in answer.text.replace("\\", "")
+
+
+def test_a_cancellation_from_another_session_ends_no_call(studio: FakeStudio) -> None:
+    message = tool_call("legacy", {"tissue": "ADI"})
+    cancelled = {
+        "jsonrpc": "2.0",
+        "method": "notifications/cancelled",
+        "params": {"requestId": message["id"]},
+    }
+    studio.pauses_before_attempt = 0
+    with served(studio) as address:
+        own, other = opened(address, "legacy"), opened(address, "legacy")
+
+        def send(message: dict[str, Any], session: dict[str, str]) -> httpx2.Response:
+            return httpx2.post(
+                address + MCP_PATH, json=message, headers=headers("legacy", message) | session, timeout=60
+            )
+
+        answers: list[httpx2.Response] = []
+        caller = threading.Thread(target=lambda: answers.append(send(message, own)))
+        caller.start()
+        assert studio.paused.wait(10)
+        assert send(cancelled, other).status_code == 202
+        assert not studio.stopped.wait(0.5)
+        assert send(cancelled, own).status_code == 202
+        assert studio.stopped.wait(5)
+        caller.join(60)
+    assert [answer.status_code for answer in answers] == [200]
+
+
+def test_a_session_that_does_not_exist_is_said_so_that_the_client_opens_another(studio: FakeStudio) -> None:
+    message = tool_call("legacy", {"tissue": "ADI"})
+    with served(studio) as address:
+        sent = headers("legacy", message) | {"Mcp-Session-Id": "0" * 32}
+        assert httpx2.post(address + MCP_PATH, json=message, headers=sent).status_code == 404
+    assert studio.requests == []
 
 
 def test_a_client_that_vanishes_while_it_sends_leaves_no_traceback_in_the_log(
@@ -341,7 +393,8 @@ def test_stopping_the_server_ends_a_call_that_goes_on_too_long(
     def call(address: str) -> None:
         # What becomes of the answer is not asked here: the server may close the connection before it.
         with suppress(httpx2.HTTPError):
-            httpx2.post(address + MCP_PATH, json=message, headers=headers(mode, message), timeout=60)
+            sent = headers(mode, message) | opened(address, mode)
+            httpx2.post(address + MCP_PATH, json=message, headers=sent, timeout=60)
 
     with served(studio) as address:
         caller = threading.Thread(target=call, args=[address])
