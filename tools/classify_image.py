@@ -19,6 +19,7 @@ from pathsynth.store import ImageStore
 from pathsynth.studio import Studio
 from tools.calls import ProgressReporter, as_text, new_deadline, turn
 from tools.queue import Line, WorkQueue
+from tools.threads import in_own_thread
 
 NAME = "classify_image"
 MAX_IMAGE_CHARACTERS = 16_000_000
@@ -152,7 +153,7 @@ def register(server: MCPServer, studio: Studio, queue: WorkQueue, folders: Seque
     ) -> Annotated[CallToolResult, Classification]:
         source, name = load(image, studio.store, readable)
         with turn(queue, Line.CLASSIFICATION, new_deadline(), ProgressReporter(context)):
-            classification = studio.classify(source, name)
+            classification = in_own_thread(lambda home: studio.classify(source, name))
         return CallToolResult(
             content=[as_text(classification)], structured_content=classification.model_dump(mode="json")
         )

@@ -16,6 +16,7 @@ from pathsynth.studio import Studio
 from pathsynth.tissues import TISSUES
 from tools.calls import ProgressReporter, as_text, check_cancelled, new_deadline, seconds_left, turn
 from tools.queue import Line, WorkQueue
+from tools.threads import in_own_thread
 from tools.wording import without_folders
 
 NAME = "evaluate_model"
@@ -41,6 +42,7 @@ def evaluate(
     per_class: int,
     seed: int,
     progress: Callable[[int, int, str], None],
+    check_cancelled: Callable[[], None],
     seconds: float,
 ) -> tuple[Report, str]:
     """Measure for at most `seconds`, or take the committed report when the data is absent or the time does
@@ -127,7 +129,11 @@ def register(server: MCPServer, studio: Studio, queue: WorkQueue) -> None:
         line = Line.EVALUATION if what == "validator" else Line.GENERATION
         with turn(queue, line, deadline, progress):
             seconds = max(_LEAST_SECONDS, seconds_left(deadline) - _FIGURES_SECONDS)
-            report, reason = evaluate(studio, what, split, per_class, seed, progress, seconds)
+            report, reason = in_own_thread(
+                lambda home: evaluate(
+                    studio, what, split, per_class, seed, home(progress), home(check_cancelled), seconds
+                )
+            )
         content: list[ContentBlock] = [as_text(report)]
         if reason:
             content.append(TextContent(type="text", text=reason))

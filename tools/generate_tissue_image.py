@@ -30,6 +30,7 @@ from tools.pictures import (
     show_rejected,
 )
 from tools.queue import Line, WorkQueue
+from tools.threads import in_own_thread
 
 NAME = "generate_tissue_image"
 MAX_TILES = 9
@@ -259,7 +260,11 @@ def register(server: MCPServer, studio: Studio, queue: WorkQueue) -> None:
                 with turn(queue, Line.GENERATION, deadline, progress, request.max_attempts):
                     progress.note(request.max_attempts, "Getting the models ready")
                     limited = request.model_copy(update={"time_budget": seconds_left(deadline)})
-                    result = studio.generate(limited, on_attempt=on_attempt, check_cancelled=check_cancelled)
+                    result = in_own_thread(
+                        lambda home: studio.generate(
+                            limited, on_attempt=home(on_attempt), check_cancelled=home(check_cancelled)
+                        )
+                    )
             except OutOfTimeError:
                 if result is None:
                     raise
