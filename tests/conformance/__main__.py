@@ -267,6 +267,11 @@ def session(environment: Mapping[str, str], arguments: Sequence[str]) -> str:
     return passed(run(command(HERE / "client.mjs", *arguments), environment)).last_line()
 
 
+def speed(environment: Mapping[str, str]) -> str:
+    """A call through the server takes hardly longer than the work itself."""
+    return passed(run([sys.executable, "-m", "tests.conformance.speed"], environment)).last_line()
+
+
 def bundle(environment: Mapping[str, str]) -> str:
     """The manifest of the MCP bundle is valid; `make bundle` packs it."""
     manifest = REPOSITORY / "mcpb" / "manifest.json"
@@ -315,6 +320,7 @@ def real_checks(checks: Checks, folder: Path) -> None:
     environment = environment_for(folder)
     over_stdio = [sys.executable, "-m", "server.main"]
     checks.run("mcpb validate", partial(bundle, environment))
+    checks.run("time of a call", partial(speed, environment))
     with serving(environment, folder / "server.log") as url:
         for version, names in SCENARIOS.items():
             for name in names:
