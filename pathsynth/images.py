@@ -299,11 +299,11 @@ def to_native(image: Picture) -> Picture:
     return np.array(Image.fromarray(square).resize((NATIVE_EDGE, NATIVE_EDGE), Image.Resampling.BILINEAR))
 
 
-def encode_png(image: Picture, text: Mapping[str, str] | None = None) -> bytes:
+def encode_png(image: Picture, text: Mapping[str, str] | None = None, compress_level: int = 6) -> bytes:
     """PNG file of an image (H, W, 3), with `text` as its text chunks; the same input gives the same bytes.
 
-    Keys of `text` are PNG keywords: 1 to 79 Latin-1 characters. Text in Latin-1 becomes a tEXt chunk, other
-    text and XMP an iTXt chunk.
+    `compress_level` is zlib's, 1 (quickest) to 9 (smallest). Keys of `text` are PNG keywords: 1 to 79 Latin-1
+    characters. Text in Latin-1 becomes a tEXt chunk, other text and XMP an iTXt chunk.
     """
     info = PngInfo()
     for key, value in (text or {}).items():
@@ -312,7 +312,7 @@ def encode_png(image: Picture, text: Mapping[str, str] | None = None) -> bytes:
         else:
             info.add_text(key, value)
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", pnginfo=info, compress_level=6)
+    Image.fromarray(image).save(file, "PNG", pnginfo=info, compress_level=compress_level)
     return file.getvalue()
 
 

@@ -22,7 +22,9 @@ from tools.calls import ProgressReporter, as_text, check_cancelled, new_deadline
 from tools.pictures import (
     MAX_REJECTED,
     REJECTED_BYTES,
+    SENT_AS_JPEG,
     SHOWN_EDGE,
+    Pictures,
     Tile,
     image_block,
     room_beside,
@@ -74,8 +76,8 @@ def answer(result: GenerationResult, store: ImageStore, rejected: Rejected = ())
             for number, tile in enumerate(result.tiles, start=1)
         ]
         pictures = show([image.pixels() for image in stored], captions, result.tiles, room)
-        images = [image_block(file) for file in pictures.files]
-        sentences = _sentences(result, enlarged=pictures.enlarged, sheet=pictures.sheet)
+        images = [image_block(file, pictures.media_type) for file in pictures.files]
+        sentences = _sentences(result, pictures)
     if shown:
         file = show_rejected([tile for _, tile in shown], [_caption(attempt) for attempt, _ in shown])
         images.append(image_block(file, "image/jpeg"))
@@ -93,24 +95,26 @@ _NOTHING_VERIFIED = (
 )
 
 
-def _sentences(result: GenerationResult, *, enlarged: bool, sheet: bool) -> list[str]:
+def _sentences(result: GenerationResult, pictures: Pictures) -> list[str]:
     """What the pictures are and are not, in plain sentences."""
     kept = len(result.tiles)
     tiles = "1 verified synthetic tile" if kept == 1 else f"{kept} verified synthetic tiles"
     sentences = [f"{tiles} of {result.label}; for teaching, not for diagnosis."]
     if kept < result.count:
         sentences.append(f"{result.count} were asked for.")
-    if enlarged:
+    if pictures.enlarged:
         native = min(tile.size for tile in result.tiles)
-        size = "" if sheet else f" to {SHOWN_EDGE} px"
+        size = "" if pictures.sheet else f" to {SHOWN_EDGE} px"
         sentences.append(
             f"Shown enlarged (Lanczos){size} from native tiles of {native} px: there is no finer detail in "
             f"them."
         )
-    if sheet:
+    if pictures.sheet:
         sentences.append(
             f"The {kept} tiles share one contact sheet, numbered from left to right in the order of `tiles`."
         )
+    if pictures.media_type == "image/jpeg":
+        sentences.append(SENT_AS_JPEG)
     return sentences
 
 

@@ -20,7 +20,7 @@ from pathsynth.store import StoredImage
 from pathsynth.studio import Studio
 from tools.calls import as_text
 from tools.generate_tissue_image import link
-from tools.pictures import Tile, fit, image_block, marked_sheet, room_beside
+from tools.pictures import SENT_AS_JPEG, Tile, fit, image_block, marked_sheet, room_beside
 
 NAME = "view_image"
 MAX_IMAGES = 9
@@ -72,7 +72,7 @@ def answer(images: Sequence[StoredImage], width: int, layout: bool) -> list[Cont
     if np.max(picture.shape[:2]) > native:
         sentences.append(f"Enlarged (Lanczos) from {native} px: there is no finer detail in the tiles.")
     if media_type == "image/jpeg":
-        sentences.append("Sent as JPEG, since it is too large as PNG; the links lead to the originals.")
+        sentences.append(SENT_AS_JPEG)
     note = TextContent(type="text", text=" ".join(sentences))
     return [viewed, note, image_block(file, media_type), *links]
 

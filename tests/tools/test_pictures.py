@@ -51,6 +51,21 @@ def test_the_same_tiles_give_the_same_bytes() -> None:
     assert show(tiles, captions, records(9)) == show(tiles, captions, records(9))
 
 
+def test_nine_detailed_tiles_keep_their_size_on_one_sheet() -> None:
+    random = np.random.default_rng(0)
+    grain = random.normal(0, 8, (9, 224, 224, 3))
+    tiles = [(smooth_tile(i, 224) + grain[i]).clip(0, 255).astype(np.uint8) for i in range(9)]
+
+    pictures = show(tiles, [""] * 9, records(9))
+
+    assert (pictures.sheet, pictures.enlarged, pictures.media_type) == (True, False, "image/jpeg")
+    (file,) = pictures.files
+    assert len(file) <= PICTURE_BYTES
+    sheet, claims = read_image_and_xmp(file)
+    assert sheet.shape[1] > 3 * 224
+    assert len(claimed_tiles(claims)) == 9
+
+
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_every_picture_carries_the_provenance_of_the_tiles_it_shows(count: int) -> None:
     made = records(count)
