@@ -5,7 +5,7 @@ tissue.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +17,27 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pathsynth.layout import DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
+from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
 from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder
 from pathsynth.tissues import TISSUES, Tissue, named_tissue
 from pathsynth.validator import from_model_range
 from pathsynth.weights import Weights, loading
 
+Time = Annotated[float, Field(ge=0, le=1)]
+
 CONTEXTS_FILE = "contexts.safetensors"
 
 
 class Sampling(BaseModel):
-    """How to sample with an adapter; stands beside it in `settings.json`."""
+    """How to sample with an adapter; stands beside it in `settings.json`. Guidance is applied at the times of
+    its interval only, 1 being pure noise.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(gt=0)
     guidance: float = Field(ge=0)
+    guidance_interval: tuple[Time, Time] = ALL_TIMES
 
 
 class Generator:
@@ -46,9 +51,10 @@ class Generator:
         contexts: TextContext,
         steps: int = DEFAULT_STEPS,
         guidance: float = DEFAULT_GUIDANCE,
+        guidance_interval: tuple[float, float] = ALL_TIMES,
     ) -> None:
         self.pipeline = pipeline
-        self.steps, self.guidance = steps, guidance
+        self.steps, self.guidance, self.guidance_interval = steps, guidance, guidance_interval
         self._contexts = contexts
 
     @classmethod
@@ -66,7 +72,7 @@ class Generator:
             pipeline.unet.unload_lora()
             sampling = Sampling.model_validate_json((adapter / "settings.json").read_bytes())
         contexts = load_contexts(weights.path(CONTEXTS_FILE))
-        return cls(pipeline, contexts, sampling.steps, sampling.guidance)
+        return cls(pipeline, contexts, sampling.steps, sampling.guidance, sampling.guidance_interval)
 
     def context_of(self, tissue: Tissue, description: str, encoder: Callable[[], TextEncoder]) -> TextContext:
         """Context (1) of a request: the stored one when the description only names the tissue, else domain
@@ -96,6 +102,7 @@ class Generator:
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
                 on_step=None if on_step is None else lambda done, total: on_step(),
+                guidance_interval=self.guidance_interval,
             )
             for seed in seeds
         ]

@@ -21,6 +21,7 @@ from pathsynth.text import CONTEXT_WIDTH, TextContext
 TILE_SIZE = 28
 DEFAULT_STEPS = 16
 DEFAULT_GUIDANCE = 3.0
+ALL_TIMES = (0.0, 1.0)
 TIME_SCALE = 1000.0
 LORA_FILE = "pytorch_lora_weights.safetensors"
 StepCallback = Callable[[int, int], None]
@@ -57,6 +58,7 @@ def sample_flow(
     unconditional: TextContext,
     guidance_scale: float,
     on_step: StepCallback | None,
+    guidance_interval: tuple[float, float] = ALL_TIMES,
 ) -> torch.Tensor:
     """From noise (N, C, H, W) to data, along the velocity and the steps that `scheduler` was set to.
 
@@ -66,20 +68,24 @@ def sample_flow(
         unconditional: context of the empty text (1), for classifier-free guidance (Ho and Salimans, 2022).
         guidance_scale: 1 turns guidance off; otherwise both texts go through the network together.
         on_step: called before each step with (steps done, steps); may raise to stop.
+        guidance_interval: times in [0, 1], 1 being pure noise, between which there is guidance
+            (Kynkäänniemi et al., *Applying Guidance in a Limited Interval*, 2024).
     """
-    count, device, guided = len(noise), noise.device, guidance_scale != 1
+    count, device = len(noise), noise.device
     context = context.repeat(count) if len(context) == 1 else context
-    states, mask = context.states, context.mask
-    if guided:
-        empty = unconditional.repeat(count)
-        states, mask = torch.cat([states, empty.states]), torch.cat([mask, empty.mask])
-    texts = TextContext(states.to(device), mask.to(device))
+    empty = unconditional.repeat(count)
+    one = TextContext(context.states.to(device), context.mask.to(device))
+    both = TextContext(
+        torch.cat([context.states, empty.states]).to(device), torch.cat([context.mask, empty.mask]).to(device)
+    )
+    low, high = guidance_interval
     data, timesteps = noise, scheduler.timesteps
     for i, time in enumerate(timesteps):
         if on_step is not None:
             on_step(i, len(timesteps))
+        guided = guidance_scale != 1 and low <= float(time) / TIME_SCALE <= high
         doubled = torch.cat([data, data]) if guided else data
-        direction = velocity(doubled, time.expand(len(doubled)).to(device), texts)
+        direction = velocity(doubled, time.expand(len(doubled)).to(device), both if guided else one)
         if guided:
             conditional, free = direction.chunk(2)
             direction = free + guidance_scale * (conditional - free)
@@ -143,6 +149,7 @@ class LayoutPipeline(DiffusionPipeline):
         num_inference_steps: int = DEFAULT_STEPS,
         guidance_scale: float = DEFAULT_GUIDANCE,
         on_step: StepCallback | None = None,
+        guidance_interval: tuple[float, float] = ALL_TIMES,
     ) -> torch.Tensor:
         """One tile per generator: float (N, 3, 28, 28) in [-1, 1].
 
@@ -155,6 +162,7 @@ class LayoutPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps.
             guidance_scale: 1 turns guidance off.
             on_step: called before each step with (steps done, steps); may raise to stop.
+            guidance_interval: times in [0, 1], 1 being pure noise, between which there is guidance.
         """
         device, fold = self._execution_device, fold_size(self.unet)
         noise = [torch.randn(3, TILE_SIZE, TILE_SIZE, generator=generator) for generator in generators]
@@ -171,6 +179,7 @@ class LayoutPipeline(DiffusionPipeline):
             unconditional,
             guidance_scale,
             on_step,
+            guidance_interval,
         )
         return self.restore(tiles)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
-from mcp_types import CallToolResult, GetPromptResult, InputRequiredResult, ResourceTemplate
+from mcp_types import CallToolResult, GetPromptResult, InputRequiredResult, ResourceTemplate, Tool
 from pydantic import ValidationError
 
 import tools
@@ -27,8 +27,8 @@ INSTRUCTIONS = (
     "PathSynth makes synthetic H&E tiles of the nine colorectal tissues of PathMNIST for teaching, and shows "
     "only tiles that a classifier verified. generate_tissue_image draws tiles, view_image shows stored ones "
     "again, classify_image names the tissue in an image, list_tissues explains the nine, evaluate_model says "
-    "how good generator and classifier are. Tell the reader that tiles are synthetic and "
-    "not for diagnosis; when `verified` is false, say so."
+    "how good generator and classifier are, read_report gives model card, reports and plots. Tell the reader "
+    "that tiles are synthetic and not for diagnosis; when `verified` is false, say so."
 )
 
 
@@ -83,6 +83,15 @@ class PathSynthServer(MCPServer):
         prompts.check(await self.list_prompts(), name, arguments or {})
         return await super().get_prompt(name, arguments, context)
 
+    async def list_tools(self) -> list[Tool]:
+        """The tools, without the titles that their schemas repeat from the names: every client pays for each
+        byte of this list.
+        """
+        return [
+            tool.model_copy(update={"input_schema": _without_titles(tool.input_schema)})
+            for tool in await super().list_tools()
+        ]
+
     async def list_resource_templates(self) -> list[ResourceTemplate]:
         """The templates; one whose resources differ in media type names none, as the protocol asks."""
         return [
@@ -91,6 +100,14 @@ class PathSynthServer(MCPServer):
             else template
             for template in await super().list_resource_templates()
         ]
+
+
+def _without_titles(schema: dict[str, Any]) -> dict[str, Any]:
+    arguments = {
+        name: {key: value for key, value in argument.items() if key != "title"}
+        for name, argument in schema["properties"].items()
+    }
+    return {key: value for key, value in schema.items() if key != "title"} | {"properties": arguments}
 
 
 def build_server(

@@ -5,14 +5,12 @@ Clients that never read resources reach the same through the tools.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.server.mcpserver.resources import FileResource
-from pydantic import BaseModel, TypeAdapter
 
-from pathsynth.errors import RequestError, StoreError
+from pathsynth.errors import RequestError, StoreError, WeightsError
 from pathsynth.records import IMAGE_ID_PATTERN
 from pathsynth.store import StoredImage
 from pathsynth.studio import Studio
@@ -20,37 +18,25 @@ from pathsynth.tissues import CODES, TISSUES, by_code
 from server.completion import Choices, one_of, tissue_codes
 from tools.generate_tissue_image import image_uri
 from tools.list_tissues import TissueList, entry
+from tools.read_report import (
+    REPORT_TYPES,
+    REPORTS_URI,
+    listed,
+    no_such_report,
+    read_model_card,
+    report_files,
+)
 from tools.wording import without_folders
 
 TISSUES_URI = "pathsynth://tissues"
 MODEL_CARD_URI = "pathsynth://model-card"
-REPORTS_URI = "pathsynth://reports"
 TISSUE_TEMPLATE = f"{TISSUES_URI}/{{code}}"
 IMAGE_TEMPLATE = image_uri("{image_id}")
 RECORD_TEMPLATE = f"{IMAGE_TEMPLATE}/record"
 REPORT_TEMPLATE = f"{REPORTS_URI}/{{name}}"
 
-MODEL_CARD_FILE = "MODEL_CARD.md"
-REPORT_TYPES = {".json": "application/json", ".png": "image/png"}
 ANY_TYPE = "*/*"
 """Media type of a template whose resources differ in theirs; the server leaves it out of the listing."""
-
-
-class ReportFile(BaseModel):
-    """One file among the reports; `bytes` is its size."""
-
-    name: str
-    uri: str
-    mime_type: str
-    bytes: int
-
-
-def report_files(weights: Path) -> tuple[Path, ...]:
-    """Reports and plots that came with the weights, by name; none when there are no weights."""
-    folder = weights / "reports"
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(path.resolve() for path in folder.iterdir() if path.suffix in REPORT_TYPES))
 
 
 def choices(studio: Studio) -> Mapping[str, Mapping[str, Choices]]:
@@ -145,18 +131,14 @@ def _register_model_card(server: MCPServer, studio: Studio) -> None:
     )
     def model_card() -> str:
         try:
-            return (studio.weights_folder / MODEL_CARD_FILE).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ResourceNotFoundError(
-                "These weights carry no model card; install PathSynth again."
-            ) from error
+            return read_model_card(studio.weights_folder)
+        except WeightsError as error:
+            raise ResourceNotFoundError(str(error)) from error
 
 
 def _register_reports(server: MCPServer, studio: Studio) -> None:
     """Each report is a resource of its own, so that it is listed with its own media type; the template is
     for clients that complete names, and only ever sees names that are not there."""
-    files = report_files(studio.weights_folder)
-    names = [path.name for path in files]
 
     @server.resource(
         REPORTS_URI,
@@ -166,18 +148,9 @@ def _register_reports(server: MCPServer, studio: Studio) -> None:
         mime_type="application/json",
     )
     def reports() -> str:
-        listed = [
-            ReportFile(
-                name=path.name,
-                uri=f"{REPORTS_URI}/{path.name}",
-                mime_type=REPORT_TYPES[path.suffix],
-                bytes=path.stat().st_size,
-            )
-            for path in files
-        ]
-        return TypeAdapter(list[ReportFile]).dump_json(listed).decode("utf-8")
+        return listed(studio.weights_folder).model_dump_json()
 
-    for path in files:
+    for path in report_files(studio.weights_folder):
         kind = "Plot" if REPORT_TYPES[path.suffix].startswith("image/") else "Report"
         server.add_resource(
             FileResource(
@@ -198,5 +171,4 @@ def _register_reports(server: MCPServer, studio: Studio) -> None:
         mime_type=ANY_TYPE,
     )
     def report(name: str) -> str:
-        there = f"there are {', '.join(names)}" if names else "these weights carry none"
-        raise ResourceNotFoundError(f"There is no report named {name[:40]!r}; {there}.")
+        raise ResourceNotFoundError(no_such_report(name, studio.weights_folder))

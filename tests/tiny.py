@@ -135,7 +135,7 @@ def write_weights(folder: Path, encoder: TextEncoder) -> None:
     made.save_pretrained(folder / "layout")
     add_adapter(made)
     made.unet.save_lora_adapter(folder / "lora" / "default", weight_name=LORA_FILE)
-    settings = {"steps": STEPS, "guidance": 2.0}
+    settings = {"steps": STEPS, "guidance": 2.0, "guidance_interval": [0.1, 0.9]}
     (folder / "lora" / "default" / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     save_contexts(folder / CONTEXTS_FILE, encoder)
     validator().save(folder / "validator")

@@ -11,7 +11,14 @@ from pathlib import Path
 from mcp.server import MCPServer
 
 from pathsynth.studio import Studio
-from tools import classify_image, evaluate_model, generate_tissue_image, list_tissues, view_image
+from tools import (
+    classify_image,
+    evaluate_model,
+    generate_tissue_image,
+    list_tissues,
+    read_report,
+    view_image,
+)
 from tools.queue import WorkQueue
 
 
@@ -24,3 +31,4 @@ def register(server: MCPServer, studio: Studio, queue: WorkQueue, image_folders:
     evaluate_model.register(server, studio, queue)
     list_tissues.register(server)
     view_image.register(server, studio)
+    read_report.register(server, studio)

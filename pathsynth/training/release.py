@@ -22,8 +22,9 @@ from PIL import Image
 
 from pathsynth.data import load_split
 from pathsynth.errors import PathSynthError, TrainingError
+from pathsynth.generator import Sampling
 from pathsynth.images import contact_sheet, upscale
-from pathsynth.layout import DEFAULT_GUIDANCE, DEFAULT_STEPS, LORA_FILE
+from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LORA_FILE
 from pathsynth.modelcard import write_model_card
 from pathsynth.records import Report
 from pathsynth.tissues import TISSUES
@@ -70,15 +71,14 @@ def add_detail(weights: Path, run: Path) -> None:
     write_manifest(weights, {"detail": read_run(run) | {"autoencoder": record}})
 
 
-def add_adapter(weights: Path, name: str, run: Path, steps: int, guidance: float) -> None:
+def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None:
     """Copy the LoRA adapter of a finished run, with the sampling settings it is used with."""
     record = read_run(run)
     target = weights / "lora" / name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run / "lora" / LORA_FILE, target / LORA_FILE)
-    settings = {"steps": steps, "guidance": guidance}
-    (target / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    write_manifest(weights, {f"lora/{name}": record | {"sampling": settings}})
+    (target / "settings.json").write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
+    write_manifest(weights, {f"lora/{name}": record | {"sampling": sampling.model_dump(mode="json")}})
 
 
 def add_contexts(weights: Path) -> None:
@@ -168,6 +168,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapter", help="NAME=finished run of `pathsynth train lora`; `default` is used")
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="denoising steps of the adapter")
     parser.add_argument("--guidance", type=float, default=DEFAULT_GUIDANCE, help="its guidance scale")
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=ALL_TIMES,
+        metavar=("FROM", "TO"),
+        help="times between which it is guided; 1 is pure noise",
+    )
     parser.add_argument("--per-class", type=int, default=50, help="tiles per tissue in the reports")
     parser.add_argument(
         "--near-copies", action="store_true", help="index PathMNIST train for the near-copy guard"
@@ -195,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             add_detail(weights, asked.detail)
         if asked.adapter:
             name, _, run = asked.adapter.partition("=")
-            add_adapter(weights, name, Path(run), asked.steps, asked.guidance)
+            low, high = asked.guidance_interval
+            sampling = Sampling(steps=asked.steps, guidance=asked.guidance, guidance_interval=(low, high))
+            add_adapter(weights, name, Path(run), sampling)
         add_contexts(weights)
         if asked.near_copies:
             say("Indexing the training tiles")

@@ -244,6 +244,7 @@ def call_every_tool(environment: Mapping[str, str], url: str, era: str) -> str:
         "evaluate_model": {"what": "validator", "split": "test"},
         "list_tissues": {"glossary": True},
         "view_image": {"image_ids": ids},
+        "read_report": {"name": "tiles.png"},
     }
     without = [name for name in names if name not in examples]
     if without:

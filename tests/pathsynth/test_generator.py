@@ -67,6 +67,7 @@ def test_every_denoising_step_can_be_stopped() -> None:
 
 def test_loading_merges_the_adapter_and_reads_its_settings(generator: Generator, tiny_weights: Path) -> None:
     assert (generator.steps, generator.guidance) == (tiny.STEPS, 2.0)
+    assert generator.guidance_interval == (0.1, 0.9)
     assert not any("lora" in name for name in generator.pipeline.unet.state_dict())
     stored = load_file(tiny_weights / UNET)
     merged = generator.pipeline.unet.state_dict()
@@ -199,6 +200,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no settings": lambda folder: (folder / "lora/default/settings.json").unlink(),
     "settings without steps": settings(guidance=2.0),
     "settings of no steps": settings(steps=0, guidance=2.0),
+    "guided beyond noise": settings(steps=2, guidance=2.0, guidance_interval=[0.1, 1.1]),
     "no contexts": lambda folder: (folder / CONTEXTS_FILE).unlink(),
     "garbage for contexts": lambda folder: (folder / CONTEXTS_FILE).write_bytes(b"garbage"),
     "too few contexts": rewrite(CONTEXTS_FILE, lambda t: t.update({k: v[:3].clone() for k, v in t.items()})),

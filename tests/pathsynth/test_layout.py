@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
+from pathsynth import layout
 from pathsynth.generator import load_pipeline
 from pathsynth.layout import (
     LORA_FILE,
@@ -27,10 +29,16 @@ def sample(
     seeds: Sequence[int],
     guidance: float = 2.0,
     unconditional: TextContext = EMPTY,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> torch.Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     tiles: torch.Tensor = made(
-        context, unconditional, generators, num_inference_steps=3, guidance_scale=guidance
+        context,
+        unconditional,
+        generators,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        guidance_interval=interval,
     )
     return tiles
 
@@ -71,6 +79,22 @@ def test_guidance_of_one_is_none_and_more_departs_from_the_empty_text() -> None:
     assert torch.equal(without, sample(made, context, (1,), guidance=1, unconditional=other))
     assert not torch.equal(sample(made, context, (1,)), sample(made, context, (1,), unconditional=other))
     assert not torch.equal(sample(made, context, (1,)), without)
+
+
+def test_guidance_is_applied_at_the_times_of_its_interval_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, context = tiny.pipeline(), tiny.contexts(1)
+    sizes: list[int] = []
+    predict = layout.predict_velocity
+
+    def counted(unet: torch.nn.Module, fold: int, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(noisy))
+        return predict(unet, fold, noisy, *rest)
+
+    monkeypatch.setattr(layout, "predict_velocity", counted)
+    in_the_middle = sample(made, context, (1,), interval=(0.2, 0.8))
+    assert sizes == [1, 2, 1]  # the first step is at pure noise, the last close to none
+    assert not torch.equal(in_the_middle, sample(made, context, (1,)))
+    assert not torch.equal(in_the_middle, sample(made, context, (1,), guidance=1))
 
 
 def test_guidance_away_from_the_same_text_changes_nothing() -> None:

@@ -47,6 +47,9 @@ def arguments(weights: Path, runs: dict[str, Path]) -> list[str]:
         "2",
         "--guidance",
         "1.5",
+        "--guidance-interval",
+        "0.1",
+        "0.9",
     ]
 
 
@@ -61,7 +64,11 @@ def test_copied_runs_are_weights_that_say_how_they_were_trained(
     assert release.main([*arguments(target, runs), "--only-copy"]) == 0
     weights = Weights(target)
     assert weights.manifest.components["validator"]["config"] == {"kind": "validator"}
-    assert weights.manifest.components["lora/default"]["sampling"] == {"steps": 2, "guidance": 1.5}
+    assert weights.manifest.components["lora/default"]["sampling"] == {
+        "steps": 2,
+        "guidance": 1.5,
+        "guidance_interval": [0.1, 0.9],
+    }
     assert weights.manifest.components["layout"]["result"] == {"step": 3}
     assert not (target / "reports").exists()
 

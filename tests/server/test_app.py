@@ -10,7 +10,14 @@ from tests.mcp_fixtures import refusal
 
 pytestmark = pytest.mark.anyio
 
-TOOLS = ["generate_tissue_image", "classify_image", "evaluate_model", "list_tissues", "view_image"]
+TOOLS = [
+    "generate_tissue_image",
+    "classify_image",
+    "evaluate_model",
+    "list_tissues",
+    "view_image",
+    "read_report",
+]
 
 
 async def test_the_server_names_itself_and_its_version(client: Client, mode: str) -> None:
@@ -70,6 +77,7 @@ async def test_only_the_tools_whose_answer_is_data_have_an_output_schema(client:
 
     assert schemas["generate_tissue_image"] is None
     assert schemas["view_image"] is None
+    assert schemas["read_report"] is None
     assert "tissues" in (schemas["list_tissues"] or {})["properties"]
     assert "top" in (schemas["classify_image"] or {})["properties"]
     assert "probabilities" in (schemas["classify_image"] or {})["properties"]

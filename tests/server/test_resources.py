@@ -110,7 +110,7 @@ async def test_every_report_and_plot_is_read_byte_for_byte(client: Client, name:
 
 
 async def test_the_list_of_reports_gives_addresses_and_sizes(client: Client) -> None:
-    listed = json.loads(await text(client, "pathsynth://reports"))
+    listed = json.loads(await text(client, "pathsynth://reports"))["reports"]
 
     assert [(each["name"], each["bytes"]) for each in listed] == [
         (name, (WEIGHTS / "reports" / name).stat().st_size) for name in REPORTS
