@@ -273,6 +273,11 @@ def speed(environment: Mapping[str, str]) -> str:
     return passed(run([sys.executable, "-m", "tests.conformance.speed"], environment)).last_line()
 
 
+def load(environment: Mapping[str, str], url: str) -> str:
+    """Eight clients at once get their own tiles, and the server does not grow."""
+    return passed(run([sys.executable, "-m", "tests.conformance.load", url], environment)).last_line()
+
+
 def bundle(environment: Mapping[str, str]) -> str:
     """The manifest of the MCP bundle is valid; `make bundle` packs it."""
     manifest = REPOSITORY / "mcpb" / "manifest.json"
@@ -337,6 +342,7 @@ def real_checks(checks: Checks, folder: Path) -> None:
             for kind, target in (("stdio", over_stdio), ("http", [url])):
                 arguments = [mode, kind, *target]
                 checks.run(f"TypeScript client, {kind}, {era}", partial(session, environment, arguments))
+        checks.run("eight clients at once, http", partial(load, environment, url))
 
 
 def fuzz_checks(checks: Checks, folder: Path) -> None:
