@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -45,6 +46,10 @@ _GOOD_QUALITIES = _QUALITIES[:3]
 _QUICK = 3
 """Compression level: a third of the time of the stored files' level 6, for a tenth more bytes."""
 
+_GROWTH = 1.2
+"""A little less than the power of the edge, 1.3 to 1.5, with which PNG files of enlarged tiles grow."""
+
+_HOPELESS = 1.15
 _WRAPPING = 2_000
 _FRAME = 3
 _RED = (200, 30, 30)
@@ -70,39 +75,48 @@ def show(
     """Render square tiles, uint8 (S, S, 3) RGB, to be looked at: with the visible mark, and with their
     `records` as provenance in the files.
 
-    One PNG a tile, enlarged to 224 px with Lanczos where it is smaller, while all of them fit into `limit`
-    bytes; otherwise one contact sheet of three columns with `captions`, at the largest tile edge that fits,
-    or, where a PNG would have to be smaller than tiles of 224 px and a good JPEG would not, as JPEG.
+    One PNG a tile, enlarged to 224 px with Lanczos where it is smaller, when all of them fit into `limit`
+    bytes, and the first leaves hope of it; otherwise one contact sheet of three columns with `captions`, at
+    the largest tile edge that fits, or, where a PNG would have to be smaller than tiles of 224 px and a good
+    JPEG would not, as JPEG.
     """
     enlarged = any(len(tile) < SHOWN_EDGE for tile in tiles)
-    single: list[bytes] = []
-    for tile, record in zip(tiles, records, strict=True):
-        single.append(_png(marked(_at_least(tile, SHOWN_EDGE)), [record]))
-        if len(tiles) > 1 and sum(map(len, single)) > limit:
-            break
-    else:
-        return Pictures(tuple(single), enlarged, sheet=False)
+    first = _png(marked(_at_least(tiles[0], SHOWN_EDGE)), records[:1])
+    if len(tiles) * len(first) <= _HOPELESS * limit or len(tiles) == 1:
+        rest = zip(tiles[1:], records[1:], strict=True)
+        single = [first, *(_png(marked(_at_least(tile, SHOWN_EDGE)), [record]) for tile, record in rest)]
+        if sum(map(len, single)) <= limit or len(tiles) == 1:
+            return Pictures(tuple(single), enlarged, sheet=False)
 
     def sheet_of(edge: int) -> Tile:
         sheet = marked_sheet([upscale(tile, edge) for tile in tiles], captions, _SHEET_COLUMNS)
         return _at_least(sheet, SHOWN_EDGE)
 
-    # Halving, since encoding is what an answer from the store waits for.
-    file, fitting, too_large = b"", 0, len(_SHEET_EDGES)
     if not enlarged:
-        whole = sheet_of(SHOWN_EDGE)
-        file, media_type = fit(whole, records, limit, _GOOD_QUALITIES)
+        file = _best_jpeg(sheet_of(SHOWN_EDGE), provenance_text(records), limit, _GOOD_QUALITIES)
         if len(file) <= limit:
-            return Pictures((file,), enlarged, sheet=True, media_type=media_type)
-        too_large -= 1
-    while fitting < too_large:
-        middle = (fitting + too_large) // 2
-        tried = _png(sheet_of(_SHEET_EDGES[middle]), records)
-        if len(tried) <= limit or middle == 0:
-            file, fitting = tried, middle + 1
-        else:
-            too_large = middle
+            return Pictures((file,), enlarged, sheet=True, media_type="image/jpeg")
+
+    # From the edge that the first tile lets expect: encoding is what an answer from the store waits for.
+    expected = [_likely(len(tiles) * len(first), SHOWN_EDGE, edge) for edge in _SHEET_EDGES]
+    place = max((i for i, size in enumerate(expected) if size <= limit), default=0)
+    file = _png(sheet_of(_SHEET_EDGES[place]), records)
+    while len(file) > limit and place > 0:
+        place -= 1
+        file = _png(sheet_of(_SHEET_EDGES[place]), records)
+    for edge, larger in pairwise(_SHEET_EDGES[place:]):
+        if _likely(len(file), edge, larger) > limit:
+            break
+        tried = _png(sheet_of(larger), records)
+        if len(tried) > limit:
+            break
+        file = tried
     return Pictures((file,), enlarged, sheet=True)
+
+
+def _likely(size: int, edge: int, other: int) -> float:
+    """Bytes at most, for a smaller edge, or at least, for a larger one, of what takes `size` at an edge."""
+    return float(size * (other / edge) ** _GROWTH)
 
 
 def marked_sheet(tiles: Sequence[Tile], captions: Sequence[str], columns: int) -> Tile:
@@ -124,25 +138,14 @@ def show_rejected(tiles: Sequence[Tile], captions: Sequence[str]) -> bytes:
     return file
 
 
-def fit(
-    picture: Tile,
-    records: Sequence[TileRecord],
-    limit: int = PICTURE_BYTES,
-    qualities: Sequence[int] = _QUALITIES,
-) -> tuple[bytes, MediaType]:
+def fit(picture: Tile, records: Sequence[TileRecord], limit: int = PICTURE_BYTES) -> tuple[bytes, MediaType]:
     """A picture (H, W, 3) of the tiles of `records` as PNG, or, where that takes more than `limit` bytes, as
-    JPEG of the best of the descending `qualities` that fits, else of the last; either with the provenance of
-    the tiles.
+    JPEG of the best quality that fits; either with the provenance of the tiles.
     """
     file = _png(picture, records)
     if len(file) <= limit:
         return file, "image/png"
-    text = provenance_text(records)
-    for quality in qualities:
-        file = _jpeg(picture, quality, text)
-        if len(file) <= limit:
-            break
-    return file, "image/jpeg"
+    return _best_jpeg(picture, provenance_text(records), limit, _QUALITIES), "image/jpeg"
 
 
 def image_block(file: bytes, media_type: MediaType = "image/png") -> ImageContent:
@@ -176,6 +179,15 @@ def _framed(tile: Tile) -> Tile:
 
 def _png(image: Tile, records: Sequence[TileRecord]) -> bytes:
     return encode_png(image, provenance_text(records), _QUICK)
+
+
+def _best_jpeg(image: Tile, text: Mapping[str, str], limit: int, qualities: Sequence[int]) -> bytes:
+    """Of the best of the descending qualities that fits into `limit` bytes, else of the last."""
+    for quality in qualities:
+        file = _jpeg(image, quality, text)
+        if len(file) <= limit:
+            break
+    return file
 
 
 def _jpeg(image: Tile, quality: int, text: Mapping[str, str]) -> bytes:
