@@ -795,10 +795,14 @@ def _attempt_record(attempt: "Attempt") -> AttemptRecord:
 
 
 def _message(request: GenerationRequest, tissue: Tissue, kept: int, attempts: int) -> str:
+    tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     if kept == request.count:
         tiles = "1 tile" if kept == 1 else f"{kept} tiles"
-        return f"{tiles} of {tissue.label} verified in {attempts} attempts."
-    only = f"Only {kept} of {request.count} tiles of {tissue.label} were verified in {attempts} attempts"
+        return f"{tiles} of {tissue.label} verified in {tries}."
+    if kept == 0:
+        only = f"No tile of {tissue.label} was verified in {tries}"
+    else:
+        only = f"Only {kept} of {request.count} tiles of {tissue.label} were verified in {tries}"
     if attempts < request.max_attempts:
         return f"{only} before the time budget ran out; the same request goes on from there."
     return (

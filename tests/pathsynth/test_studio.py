@@ -111,7 +111,7 @@ def test_what_the_validator_does_not_agree_with_is_not_delivered(studio: Studio)
     assert (result.tissue, result.verified, result.tiles, result.attempts) == ("ADI", False, [], 3)
     assert [attempt.predicted for attempt in result.rejected] == ["TUM"] * 3
     assert {attempt.rejected_for for attempt in result.rejected} == {"other tissue"}
-    assert "Only 0 of 1 tiles of adipose" in result.message
+    assert "No tile of adipose was verified" in result.message
     assert "before the attempts ran out" in result.message
     assert heard == [(attempt, 0) for attempt in result.rejected]
     assert studio.store.ids() == ()
