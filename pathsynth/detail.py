@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from pathsynth.errors import PathSynthError
 from pathsynth.generator import load_whole
 from pathsynth.images import NATIVE_EDGE, Picture, to_native
-from pathsynth.layout import sample_flow
+from pathsynth.layout import sample_flow, set_steps
 from pathsynth.text import CONTEXT_WIDTH, TextContext
 from pathsynth.weights import loading
 
@@ -322,7 +322,7 @@ class DetailPipeline(DiffusionPipeline):
             seen = thumbnails.repeat(len(noisy) // count, 1, 1, 1)
             return predict_detail_velocity(self.unet, noisy, seen, time, text)
 
-        self.scheduler.set_timesteps(steps)
+        set_steps(self.scheduler, steps)
         detail = sample_flow(
             self.scheduler,
             velocity,

@@ -7,11 +7,13 @@ cross-attention, and on their mean, which joins the embedding of the time: so wh
 (stain, tissue) reaches every level without attention.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from torch.nn import functional as F
@@ -48,6 +50,16 @@ def predict_velocity(
         return_dict=False,
     )[0]
     return F.pixel_shuffle(velocity, fold) if fold > 1 else velocity
+
+
+def set_steps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> None:
+    """Set a scheduler to `steps` equal steps from noise to data. Left to itself, it takes the last but one to
+    a thousandth, and the last one is wasted.
+    """
+    if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
+    else:
+        scheduler.set_timesteps(steps)
 
 
 def sample_flow(
@@ -170,7 +182,7 @@ class LayoutPipeline(DiffusionPipeline):
         def velocity(noisy: torch.Tensor, time: torch.Tensor, text: TextContext) -> torch.Tensor:
             return predict_velocity(self.unet, fold, noisy, time, text)
 
-        self.scheduler.set_timesteps(num_inference_steps)
+        set_steps(self.scheduler, num_inference_steps)
         tiles = sample_flow(
             self.scheduler,
             velocity,

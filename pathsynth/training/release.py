@@ -132,8 +132,8 @@ def save_report(weights: Path, name: str, report: Report) -> None:
 
 
 def draw_sheet(weights: Path, say: Say) -> None:
-    """Four verified tiles of each tissue, the first that the loop keeps from seed 0 on; a blank says that
-    it kept fewer in 200 attempts.
+    """Four verified tiles of each tissue, the first that the loop keeps from seed 0 on, with their detail
+    where the weights have it, at half size; a blank says that it kept fewer in 200 attempts.
     """
     from pathsynth.studio import GenerationRequest, Studio
 
@@ -143,7 +143,7 @@ def draw_sheet(weights: Path, say: Say) -> None:
         for tissue in TISSUES:
             say(f"Sheet: {tissue.label}")
             request = GenerationRequest.checked(
-                description=tissue.label, count=SHEET_COLUMNS, size=28, max_attempts=SHEET_ATTEMPTS
+                description=tissue.label, count=SHEET_COLUMNS, max_attempts=SHEET_ATTEMPTS
             )
             made = studio.generate(request)
             for record in made.tiles:

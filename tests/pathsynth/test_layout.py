@@ -16,6 +16,7 @@ from pathsynth.layout import (
     LayoutPipeline,
     fold_size,
     predict_velocity,
+    set_steps,
 )
 from pathsynth.text import TextContext
 from tests import tiny
@@ -91,10 +92,17 @@ def test_guidance_is_applied_at_the_times_of_its_interval_only(monkeypatch: pyte
         return predict(unet, fold, noisy, *rest)
 
     monkeypatch.setattr(layout, "predict_velocity", counted)
-    in_the_middle = sample(made, context, (1,), interval=(0.2, 0.8))
-    assert sizes == [1, 2, 1]  # the first step is at pure noise, the last close to none
+    in_the_middle = sample(made, context, (1,), interval=(0.5, 0.8))
+    assert sizes == [1, 2, 1]  # at times 1, 2/3 and 1/3
     assert not torch.equal(in_the_middle, sample(made, context, (1,)))
     assert not torch.equal(in_the_middle, sample(made, context, (1,), guidance=1))
+
+
+def test_steps_are_equal_and_end_at_the_data() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    set_steps(scheduler, 4)
+    assert scheduler.timesteps.tolist() == [1000, 750, 500, 250]
+    assert scheduler.sigmas.tolist() == [1, 0.75, 0.5, 0.25, 0]
 
 
 def test_guidance_away_from_the_same_text_changes_nothing() -> None:
