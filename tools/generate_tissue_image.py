@@ -109,6 +109,8 @@ def _sentences(result: GenerationResult, pictures: Pictures) -> list[str]:
             f"Shown enlarged (Lanczos){size} from native tiles of {native} px: there is no finer detail in "
             f"them."
         )
+    if any(tile.detailed for tile in result.tiles):
+        sentences.append("Verified at 28 px; what is finer was made up to fit, and no single nucleus counts.")
     if pictures.sheet:
         sentences.append(
             f"The {kept} tiles share one contact sheet, numbered from left to right in the order of `tiles`."

@@ -20,10 +20,12 @@ from PIL import Image
 from pathsynth.errors import OutOfTimeError, RequestError, WeightsError
 from pathsynth.images import encode_png
 from pathsynth.records import GenerationResult, TileRecord
+from pathsynth.studio import GenerationRequest
 from pathsynth.tissues import CODES, by_code
 from server.app import PathSynthServer
 from tests.fakes import FakeStudio, noisy_tile, smooth_tile
 from tests.mcp_fixtures import images, refusal, texts
+from tools.generate_tissue_image import answer
 from tools.queue import MAX_WAITING
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +51,16 @@ async def test_a_verified_tile_comes_as_json_note_picture_and_link(client: Clien
     (image,) = images(result)
     assert image.mime_type == "image/png"
     assert (picture(image).format, picture(image).size) == ("PNG", (224, 224))
+
+
+async def test_the_note_says_that_fine_detail_was_made_up(studio: FakeStudio) -> None:
+    made = studio.generate(GenerationRequest.checked(description="fat", tissue="ADI"))
+    tiles = [tile.model_copy(update={"detailed": True}) for tile in made.tiles]
+    detailed = made.model_copy(update={"tiles": tiles})
+    notes = [block.text for block in answer(detailed, studio.store) if isinstance(block, TextContent)]
+
+    assert "made up to fit" in notes[1]
+    assert "made up" not in answer(made, studio.store)[1].model_dump_json()
 
 
 async def test_the_note_says_that_the_picture_is_an_enlargement_and_not_for_diagnosis(client: Client) -> None:
