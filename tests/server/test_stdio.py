@@ -195,7 +195,7 @@ async def test_a_bad_call_is_refused_and_the_server_lives_on(
         async with Client(parameters, mode=mode) as client:
             refusal(await client.call_tool("generate_tissue_image", {"tissue": "LIVER"}))
             refusal(await client.call_tool("classify_image", {"image": "bm90IGFuIGltYWdl"}))
-            assert len((await client.list_tools()).tools) == 5
+            assert len((await client.list_tools()).tools) == 6
 
 
 def test_stdout_carries_the_protocol_only(process: subprocess.Popen[str]) -> None:
