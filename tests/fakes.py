@@ -148,6 +148,11 @@ class FakeStudio(Studio):
         return None
 
     @property
+    def _detailer(self) -> None:
+        """Tiles stay at 28 px, whatever detail model the committed weights have."""
+        return None
+
+    @property
     def request(self) -> GenerationRequest:
         """What is generated at the moment; one request at a time is."""
         return self.requests[-1]
