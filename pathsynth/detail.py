@@ -310,30 +310,42 @@ class DetailPipeline(DiffusionPipeline):
             guidance_scale: 1 turns guidance off; by default that of the configuration.
             on_step: called before each step with (steps done, steps); may raise to stop.
         """
-        count, edge = len(generators), thumbnails.shape[-1]
+        edge = thumbnails.shape[-1]
+        channels = int(self.autoencoder.config.detail_channels)
+        noise = torch.stack([torch.randn(channels, edge, edge, generator=each) for each in generators])
+        thumbnails = thumbnails.to(self._execution_device)
+        detail = self.sample(
+            thumbnails, context, unconditional, noise, num_inference_steps, guidance_scale, on_step
+        )
+        tiles: torch.Tensor = self.autoencoder.decode(thumbnails, detail)
+        return tiles
+
+    @torch.no_grad()
+    def sample(
+        self,
+        thumbnails: torch.Tensor,
+        context: TextContext,
+        unconditional: TextContext,
+        noise: torch.Tensor,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        on_step: StepCallback | None = None,
+    ) -> torch.Tensor:
+        """Detail channels (N, k, s, s) as the autoencoder has them, from noise of that shape. The other
+        arguments are those of a call, with thumbnails on the pipeline's device.
+        """
         steps = self.config.steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance if guidance_scale is None else guidance_scale
-        device = self._execution_device
-        channels = int(self.autoencoder.config.detail_channels)
-        noise = [torch.randn(channels, edge, edge, generator=generator) for generator in generators]
-        thumbnails = thumbnails.to(device)
 
         def velocity(noisy: torch.Tensor, time: torch.Tensor, text: TextContext) -> torch.Tensor:
-            seen = thumbnails.repeat(len(noisy) // count, 1, 1, 1)
-            return predict_detail_velocity(self.unet, noisy, seen, time, text)
+            seen = thumbnails.repeat(len(noisy) // len(noise), 1, 1, 1)
+            return predict_detail_velocity(self.unet, noisy, seen, time, text).to(noisy.dtype)
 
         set_steps(self.scheduler, steps)
         detail = sample_flow(
-            self.scheduler,
-            velocity,
-            torch.stack(noise).to(device),
-            context,
-            unconditional,
-            scale,
-            on_step,
+            self.scheduler, velocity, noise.to(thumbnails.device), context, unconditional, scale, on_step
         )
-        tiles: torch.Tensor = self.autoencoder.decode(thumbnails, self.restore(detail))
-        return tiles
+        return self.restore(detail)
 
 
 def detail_generator(seed: int, variation: int = 0) -> torch.Generator:

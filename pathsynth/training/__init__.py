@@ -63,7 +63,7 @@ def start(
         raise TrainingError(f"A {kind} has no base; give --base with lora only.")
     meant = kind if base is None else "lora-stable-diffusion"
     found = read_config(config, _Kind).kind
-    if (meant, found) == ("detail", "detail-autoencoder"):  # the two stages of one model
+    if meant == "detail" and found in ("detail-autoencoder", "detail-decoder"):  # stages of one model
         meant = found
     if meant == "lora" and found == "lora-stable-diffusion":
         raise TrainingError(f"{config} is for a Stable Diffusion checkpoint; give that with --base.")
@@ -72,6 +72,7 @@ def start(
     from accelerate import PartialState
 
     from pathsynth.training.detail import AutoencoderConfig, AutoencoderTask, DetailConfig, DetailTask
+    from pathsynth.training.detail_decoder import DecoderConfig, DecoderTask
     from pathsynth.training.engine import Task, TrainState, precision_of, run
     from pathsynth.training.hires import HiresTiles
     from pathsynth.training.layout import BaseConfig, BaseTask, LoraConfig, LoraTask
@@ -80,7 +81,13 @@ def start(
 
     task: Task
     settings: (
-        ValidatorConfig | BaseConfig | LoraConfig | StableDiffusionConfig | AutoencoderConfig | DetailConfig
+        ValidatorConfig
+        | BaseConfig
+        | LoraConfig
+        | StableDiffusionConfig
+        | AutoencoderConfig
+        | DetailConfig
+        | DecoderConfig
     )
     if base is not None:
         import torch
@@ -121,6 +128,15 @@ def start(
         autoencoder = load_autoencoder(out.absolute().parent / settings.autoencoder)
         validator = Validator.load(Weights().path("validator"))
         task = DetailTask(settings, autoencoder, HiresTiles(progress=report), validator=validator)
+    elif meant == "detail-decoder":
+        from pathsynth.detail import load_detail_pipeline
+        from pathsynth.validator import Validator
+        from pathsynth.weights import Weights
+
+        settings = read_config(config, DecoderConfig)
+        pipeline = load_detail_pipeline(out.absolute().parent / settings.pipeline)
+        validator = Validator.load(Weights().path("validator"))
+        task = DecoderTask(settings, pipeline, validator, HiresTiles(progress=report))
     else:
         raise TrainingError(f"There is no trainer for {kind}; choose validator, judge, base, lora or detail.")
 

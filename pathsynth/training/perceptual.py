@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+_LEAST_POWER = 1e-6  # keeps the logarithm of a flat tile finite; noise of one grey level has about 1
+
 
 class FeatureDistance(nn.Module):
     """Mean squared distance between features of two batches of tiles (N, 3, S, S) in [-1, 1] after each of
@@ -46,6 +48,33 @@ class FeatureDistance(nn.Module):
             tiles = stage(tiles)
             features.append(tiles)
         return features
+
+
+class SpectrumDistance(nn.Module):
+    """Mean absolute difference, over frequencies, between the logarithms of the mean power that two batches
+    of tiles (N, 3, S, S) in [-1, 1] have there.
+
+    Power of the grey tiles at 1 to S/2 cycles a tile under a Hann window, as
+    `pathsynth.realism.radial_spectrum` has it. Networks that learn from pixels make high frequencies too
+    weak: Jiang et al., *Focal Frequency Loss*, 2021.
+    """
+
+    def forward(self, made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Distance (scalar)."""
+        return (self._power(made).log() - self._power(real).log()).abs().mean()
+
+    def _power(self, tiles: torch.Tensor) -> torch.Tensor:
+        size = tiles.shape[-1]
+        with torch.autocast(tiles.device.type, enabled=False):
+            grey = tiles.float().mean(1)
+            line = torch.hann_window(size, periodic=False, device=tiles.device)
+            windowed = (grey - grey.mean((1, 2), keepdim=True)) * line * line[:, None]
+            power = torch.view_as_real(torch.fft.fft2(windowed)).square().sum(-1).mean(0).flatten()
+            frequency = torch.fft.fftfreq(size, 1 / size, device=tiles.device)
+            ring = torch.hypot(frequency[:, None], frequency).round().long().flatten()
+            sums = torch.zeros(int(ring.max()) + 1, device=tiles.device).index_add(0, ring, power)
+            mean = sums / ring.bincount()
+        return mean[1 : size // 2 + 1] + _LEAST_POWER
 
 
 class PatchRival(nn.Module):

@@ -60,15 +60,21 @@ def add_model(weights: Path, name: str, run: Path, folder: str) -> None:
 
 
 def add_detail(weights: Path, run: Path) -> None:
-    """Copy the detail pipeline of a finished run, and note how it and its autoencoder were trained.
+    """Copy the detail pipeline of a finished run, and note how its parts were trained.
+
+    The run is one of the diffusion, or of the decoder after it.
 
     Raises:
-        TrainingError: the run, or that of its autoencoder, is not finished or not there.
+        TrainingError: the run, or one that it goes back to, is not finished or not there.
     """
-    autoencoder = run.absolute().parent / read_run(run)["config"]["autoencoder"]
-    record = read_run(autoencoder.parent)
+    runs = run.absolute().parent
+    record = diffusion = read_run(run)
+    stages = {}
+    if record["config"]["kind"] == "detail-decoder":
+        diffusion = stages["diffusion"] = read_run(runs / Path(record["config"]["pipeline"]).parent)
+    stages["autoencoder"] = read_run(runs / Path(diffusion["config"]["autoencoder"]).parent)
     add_model(weights, "detail", run, "detail")
-    write_manifest(weights, {"detail": read_run(run) | {"autoencoder": record}})
+    write_manifest(weights, {"detail": record | stages})
 
 
 def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None:

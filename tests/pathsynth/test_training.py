@@ -294,6 +294,7 @@ def test_the_average_follows_the_weights() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_configuration_that_ships_fits(path: Path) -> None:
     from pathsynth.training.detail import AutoencoderConfig, DetailConfig
+    from pathsynth.training.detail_decoder import DecoderConfig
     from pathsynth.training.hires import HiresConfig
     from pathsynth.training.stable_diffusion import StableDiffusionConfig
 
@@ -305,6 +306,7 @@ def test_every_configuration_that_ships_fits(path: Path) -> None:
         "lora-stable-diffusion": StableDiffusionConfig,
         "detail-autoencoder": AutoencoderConfig,
         "detail": DetailConfig,
+        "detail-decoder": DecoderConfig,
         "hires": HiresConfig,
     }
 

