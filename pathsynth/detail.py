@@ -38,8 +38,8 @@ from torch.nn import functional as F
 from pathsynth.errors import PathSynthError
 from pathsynth.generator import load_whole
 from pathsynth.images import NATIVE_EDGE, Picture, to_native
-from pathsynth.layout import sample_flow, set_steps
-from pathsynth.text import CONTEXT_WIDTH, TextContext
+from pathsynth.layout import pooled_text, sample_flow, set_steps
+from pathsynth.text import TextContext
 from pathsynth.weights import loading
 
 REDUCTION: Final = 8
@@ -229,13 +229,12 @@ def predict_detail_velocity(
     """Velocity (N, k, s, s) of noisy detail channels at times (N,) in [0, 1000], where 1000 is pure noise,
     given thumbnails (N, 3, s, s) in [-1, 1].
     """
-    pooled = (context.states * context.mask.unsqueeze(2)).sum(1)
     velocity: torch.Tensor = unet(
         torch.cat([noisy, thumbnails.to(noisy.dtype)], dim=1).contiguous(memory_format=torch.channels_last),
         time,
         encoder_hidden_states=context.states,
         encoder_attention_mask=context.mask,
-        class_labels=F.normalize(pooled, dim=1) * math.sqrt(CONTEXT_WIDTH),
+        class_labels=pooled_text(context),
         return_dict=False,
     )[0]
     return velocity

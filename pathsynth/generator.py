@@ -30,7 +30,8 @@ CONTEXTS_FILE = "contexts.safetensors"
 
 class Sampling(BaseModel):
     """How to sample with an adapter; stands beside it in `settings.json`. Guidance is applied at the times of
-    its interval only, 1 being pure noise.
+    its interval only, 1 being pure noise. With `stochastic`, each step goes all the way to data and comes
+    back with fresh noise, as adapters that were trained against a rival need it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +39,7 @@ class Sampling(BaseModel):
     steps: int = Field(gt=0)
     guidance: float = Field(ge=0)
     guidance_interval: tuple[Time, Time] = ALL_TIMES
+    stochastic: bool = False
 
 
 class Generator:
@@ -71,6 +73,8 @@ class Generator:
             pipeline.unet.fuse_lora()
             pipeline.unet.unload_lora()
             sampling = Sampling.model_validate_json((adapter / "settings.json").read_bytes())
+        if sampling.stochastic:
+            pipeline.sample_stochastically()
         contexts = load_contexts(weights.path(CONTEXTS_FILE))
         return cls(pipeline, contexts, sampling.steps, sampling.guidance, sampling.guidance_interval)
 

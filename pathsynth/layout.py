@@ -35,21 +35,34 @@ def fold_size(unet: UNet2DConditionModel) -> int:
     return math.isqrt(int(unet.config.in_channels) // 3)
 
 
+def pooled_text(context: TextContext) -> torch.Tensor:
+    """One vector (N, CONTEXT_WIDTH) for each text, with components of size one: the direction of the mean
+    token state.
+    """
+    pooled = (context.states * context.mask.unsqueeze(2)).sum(1)
+    return F.normalize(pooled, dim=1) * math.sqrt(CONTEXT_WIDTH)
+
+
 def predict_velocity(
     unet: torch.nn.Module, fold: int, noisy: torch.Tensor, time: torch.Tensor, context: TextContext
 ) -> torch.Tensor:
     """Velocity (N, 3, 28, 28) of noisy tiles at times (N,) in [0, 1000], where 1000 is pure noise."""
     folded = F.pixel_unshuffle(noisy, fold) if fold > 1 else noisy
-    pooled = (context.states * context.mask.unsqueeze(2)).sum(1)
     velocity = unet(
         folded,
         time,
         encoder_hidden_states=context.states,
         encoder_attention_mask=context.mask,
-        class_labels=F.normalize(pooled, dim=1) * math.sqrt(CONTEXT_WIDTH),
+        class_labels=pooled_text(context),
         return_dict=False,
     )[0]
     return F.pixel_shuffle(velocity, fold) if fold > 1 else velocity
+
+
+def step_times(steps: int) -> list[float]:
+    """The times, 1 being noise, at which the network is asked in `steps` equal steps from noise to data."""
+    times: list[float] = np.linspace(1, 1 / steps, steps).tolist()
+    return times
 
 
 def set_steps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> None:
@@ -57,7 +70,7 @@ def set_steps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> None:
     a thousandth, and the last one is wasted.
     """
     if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
+        scheduler.set_timesteps(sigmas=step_times(steps))
     else:
         scheduler.set_timesteps(steps)
 
@@ -71,6 +84,7 @@ def sample_flow(
     guidance_scale: float,
     on_step: StepCallback | None,
     guidance_interval: tuple[float, float] = ALL_TIMES,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> torch.Tensor:
     """From noise (N, C, H, W) to data, along the velocity and the steps that `scheduler` was set to.
 
@@ -82,6 +96,7 @@ def sample_flow(
         on_step: called before each step with (steps done, steps); may raise to stop.
         guidance_interval: times in [0, 1], 1 being pure noise, between which there is guidance
             (Kynkäänniemi et al., *Applying Guidance in a Limited Interval*, 2024).
+        generators: one per item, for a scheduler whose `stochastic_sampling` draws fresh noise in each step.
     """
     count, device = len(noise), noise.device
     context = context.repeat(count) if len(context) == 1 else context
@@ -92,6 +107,7 @@ def sample_flow(
     )
     low, high = guidance_interval
     data, timesteps = noise, scheduler.timesteps
+    fresh = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
     for i, time in enumerate(timesteps):
         if on_step is not None:
             on_step(i, len(timesteps))
@@ -101,7 +117,7 @@ def sample_flow(
         if guided:
             conditional, free = direction.chunk(2)
             direction = free + guidance_scale * (conditional - free)
-        data = scheduler.step(direction, time, data, return_dict=False)[0]
+        data = scheduler.step(direction, time, data, return_dict=False, **fresh)[0]
     return data
 
 
@@ -152,6 +168,13 @@ class LayoutPipeline(DiffusionPipeline):
         )
         self.unet.set_adapters([adapter_name])
 
+    def sample_stochastically(self) -> None:
+        """From now on go from each step to data and back with fresh noise, in place of along one path."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+            self.components["scheduler"].config, stochastic_sampling=True
+        )
+        self.register_modules(scheduler=scheduler)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -192,6 +215,7 @@ class LayoutPipeline(DiffusionPipeline):
             guidance_scale,
             on_step,
             guidance_interval,
+            list(generators),
         )
         return self.restore(tiles)
 

@@ -71,6 +71,7 @@ def start(
         raise TrainingError(f"{config} configures a {found}, not a {meant}; give the matching file.")
     from accelerate import PartialState
 
+    from pathsynth.training.adversarial import AdversarialLoraTask
     from pathsynth.training.detail import AutoencoderConfig, AutoencoderTask, DetailConfig, DetailTask
     from pathsynth.training.detail_decoder import DecoderConfig, DecoderTask
     from pathsynth.training.engine import Task, TrainState, precision_of, run
@@ -112,10 +113,18 @@ def start(
         task = BaseTask(settings.model_copy(update={"initial": initial}), classifier=classifier)
     elif kind == "lora":
         from pathsynth.generator import load_pipeline
+        from pathsynth.validator import Validator
         from pathsynth.weights import Weights
 
         settings = read_config(config, LoraConfig)
-        task = LoraTask(settings, load_pipeline(settings.base or Weights().path("layout")))
+        initial = settings.initial and out.absolute().parent / settings.initial
+        settings = settings.model_copy(update={"initial": initial})
+        pipeline = load_pipeline(settings.base or Weights().path("layout"))
+        if settings.adversarial is None:
+            task = LoraTask(settings, pipeline)
+        else:
+            validator = Validator.load(Weights().path("validator"))
+            task = AdversarialLoraTask(settings, pipeline, validator)
     elif meant == "detail-autoencoder":
         settings = read_config(config, AutoencoderConfig)
         task = AutoencoderTask(settings, HiresTiles(progress=report))

@@ -24,6 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pathsynth.errors import TrainingError
 
+EVALUATED_SHARE = 0.05
+
 
 class OptimConfig(BaseModel):
     """How to optimise: AdamW with linear warm-up and cosine decay, and an exponential moving average (EMA)
@@ -38,6 +40,7 @@ class OptimConfig(BaseModel):
     final_learning_rate_fraction: float = Field(default=0.01, ge=0, le=1)
     warmup_steps: int = Field(default=200, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, gt=0, lt=1)
     gradient_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
@@ -148,7 +151,7 @@ class Run:
         optimizer = torch.optim.AdamW(
             trainable,
             config.learning_rate,
-            betas=(0.9, config.beta2),
+            betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
             fused=fused,
         )
@@ -372,7 +375,7 @@ def run(
     report: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
     """Train until the steps or the minutes are spent; checkpoint, evaluate and write the averaged model to
-    `out`.
+    `out`. What evaluates slowly is evaluated less often, so that it takes a twentieth of the time at most.
 
     A keyboard interrupt saves the checkpoint before it goes on to the caller, so nothing is lost. When the
     loss is no longer a number, the last checkpoint is left as it is.
@@ -395,12 +398,14 @@ def run(
         runner.restore(checkpoint)
     main = runner.accelerator.is_main_process
     started = saved = evaluated = time.monotonic()
+    pause = evaluate_every_minutes * 60
     try:
         for state in runner.steps():
             now = time.monotonic()
-            if main and now - evaluated > evaluate_every_minutes * 60:
+            if main and now - evaluated > pause:
                 state.metrics = task.evaluate(runner.averaged)
                 evaluated = time.monotonic()
+                pause = max(pause, (evaluated - now) / EVALUATED_SHARE)
             if main:
                 report(state)
             if main and now - saved > checkpoint_every_minutes * 60:

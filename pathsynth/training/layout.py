@@ -17,8 +17,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
+from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -35,6 +37,7 @@ from pathsynth.training.augment import dihedral
 from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig
 from pathsynth.validator import to_model_range
+from pathsynth.weights import loading
 
 PromptStyle = Literal["label", "domain", "domain+attributes"]
 
@@ -80,6 +83,24 @@ class AlignmentConfig(BaseModel):
     )
 
 
+class AdversarialConfig(BaseModel):
+    """How an adapter learns to take few steps, against a rival (`pathsynth.training.adversarial`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(default=4, gt=0, description="Denoising steps to train for.")
+    first_step: float = Field(
+        default=0.4, gt=0, lt=1, description="Share of tiles made from pure noise; the others share the rest."
+    )
+    weight: float = Field(default=1.0, gt=0, description="Weight of what the rival says.")
+    tissue: float = Field(default=0.2, ge=0, description="Weight of the tissue that the rival names.")
+    reconstruction: float = Field(
+        default=1.0, ge=0, description="Weight of the squared distance from the tile that was noised."
+    )
+    rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
+    rival_width: int = Field(default=64, gt=0)
+
+
 class BaseConfig(BaseModel):
     """A base run: the network, from scratch."""
 
@@ -105,6 +126,14 @@ class LoraConfig(BaseModel):
     kind: Literal["lora"]
     base: Path | None = Field(
         default=None, description="Folder of a saved layout pipeline; None is the one that ships."
+    )
+    initial: Path | None = Field(
+        default=None,
+        description="Folder of a saved adapter of the same shape to start from, seen from the folder that "
+        "holds that of the run.",
+    )
+    adversarial: AdversarialConfig | None = Field(
+        default=None, description="Train against a rival, for few steps, in place of the flow-matching loss."
     )
     optim: OptimConfig
     flow: FlowConfig = FlowConfig()
@@ -310,6 +339,24 @@ def start_from(pipeline: LayoutPipeline, trained: LayoutPipeline) -> None:
         nn.init.zeros_(unet.class_embedding.linear_2.bias)
 
 
+def load_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Take over the weights of a saved adapter into the one that the network has.
+
+    Raises:
+        WeightsError: the folder holds none, or it cannot be read.
+        TrainingError: it is of another shape.
+    """
+    with loading(folder):
+        stored = {name: weight.float() for name, weight in load_file(folder / LORA_FILE).items()}
+    own = get_peft_model_state_dict(unet, adapter_name="default")
+    if {name: weight.shape for name, weight in own.items()} != {n: w.shape for n, w in stored.items()}:
+        raise TrainingError(
+            "The adapter of `initial` is not of the shape of the configuration; "
+            "correct `rank` or `target_modules`."
+        )
+    set_peft_model_state_dict(unet, stored, adapter_name="default")
+
+
 def use_summed_weights(network: nn.Module) -> None:
     """Let every LoRA layer add its product to the weight it adapts, and run one layer instead of three.
 
@@ -351,6 +398,8 @@ class LoraTask(FlowTask):
                 init_lora_weights="gaussian",
             )
         )
+        if config.initial is not None:
+            load_adapter(pipeline.unet, config.initial)
         use_summed_weights(pipeline.unet)
         super().__init__(
             pipeline,

@@ -76,6 +76,21 @@ def test_loading_merges_the_adapter_and_reads_its_settings(generator: Generator,
     assert all(name.endswith(("to_q.weight", "to_v.weight")) for name in changed)
 
 
+def test_settings_say_whether_steps_draw_fresh_noise(
+    generator: Generator, tiny_weights: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(tiny_weights, folder)
+    settings = folder / "lora" / "default" / "settings.json"
+    settings.write_text(json.dumps({"steps": 3, "guidance": 1.0, "stochastic": True}), encoding="utf-8")
+    write_manifest(folder, {})
+    afresh = Generator.load(Weights(folder))
+    assert afresh.pipeline.scheduler.config.stochastic_sampling
+    assert not generator.pipeline.scheduler.config.stochastic_sampling
+    first, again = (afresh.propose(tiny.contexts(1), [3]) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
 @pytest.mark.parametrize("name", ["adipose", "ADI", "Fat cells ", "adipose tissue"])
 def test_a_description_that_only_names_the_tissue_needs_no_encoder(generator: Generator, name: str) -> None:
     context = generator.context_of(TISSUES[0], name, no_encoder)

@@ -220,3 +220,14 @@ def test_raising_between_steps_stops() -> None:
     with pytest.raises(InterruptedError):
         tiny.pipeline()(tiny.contexts(1), EMPTY, [torch.Generator()], num_inference_steps=50, on_step=stop)
     assert steps == [0, 1]
+
+
+def test_stochastic_steps_draw_from_the_generator_of_each_tile_alone() -> None:
+    made, context = tiny.pipeline(), tiny.contexts(1)
+    along = sample(made, context, (1,))
+    made.sample_stochastically()
+    afresh = sample(made, context, (1,))
+    assert not torch.equal(afresh, along)
+    torch.manual_seed(123)
+    assert torch.equal(sample(made, context, (1,)), afresh)
+    assert torch.allclose(sample(made, context, (2, 1))[1:], afresh, atol=1e-4)

@@ -1,0 +1,222 @@
+"""Adapters that take few steps: the second stage of a LoRA adapter, against a rival.
+
+A flow-matching adapter needs many steps and guidance, and guidance costs diversity. Here the network learns
+to go from each of a few times straight to a tile that a rival cannot tell from a real one with the same text,
+after Sauer et al., *Adversarial Diffusion Distillation*, 2024, and Xu et al., *UFOGen*, 2024, without a
+teacher: real tiles are noised to one of the times, and what the network makes of them has to look real and,
+the more of the tile is left in the noise, be that tile. When sampling, each tile is noised again for the next
+step, so every step starts from what it was trained on.
+
+The rival is a network of its own: neither validator nor judge has part in this. Projection of the text after
+Miyato and Koyama, *cGANs with Projection Discriminator*, 2018; an auxiliary head for the tissue, trained on
+real tiles alone, after Odena et al., *Auxiliary Classifier GANs*, 2017; deviation within the batch after
+Karras et al., *Progressive Growing of GANs*, 2018; augmentation of what the rival sees after Zhao et al.,
+*Differentiable Augmentation*, 2020.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from pathsynth.data import Split
+from pathsynth.layout import (
+    TIME_SCALE,
+    LayoutPipeline,
+    pooled_text,
+    predict_velocity,
+    step_times,
+)
+from pathsynth.realism import neighbourhoods
+from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
+from pathsynth.tissues import TISSUES
+from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
+from pathsynth.training.perceptual import SpectrumDistance, hinge
+from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
+
+_SHIFT = 3
+_EVALUATED_PER_TISSUE = 16
+
+
+@dataclass(frozen=True)
+class TissueBatch(FlowBatch):
+    """As a FlowBatch, with the tissues (N,) of the tiles."""
+
+    labels: torch.Tensor
+
+
+class TileRival(nn.Module):
+    """Says of tiles (N, 3, 28, 28) how real they look beside texts (N, CONTEXT_WIDTH): logits of fine patches
+    (N, 14, 14), of coarse ones (N, 7, 7) and of the whole (N,); and which tissue they show: logits (N, 9).
+
+    `steps` counts how often it was trained, so that a resumed run knows.
+    """
+
+    steps: torch.Tensor
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        once, twice, four = width, 2 * width, 4 * width
+
+        def layer(inputs: int, outputs: int, edge: int, stride: int) -> nn.Sequential:
+            convolution = nn.Conv2d(inputs, outputs, edge, stride, padding=1)
+            return nn.Sequential(spectral_norm(convolution), nn.LeakyReLU(0.2))
+
+        self.fine = nn.Sequential(layer(3, once, 3, 1), layer(once, twice, 4, 2), layer(twice, twice, 3, 1))
+        self.coarse = nn.Sequential(layer(twice, four, 4, 2), layer(four, four, 3, 1))
+        self.whole = layer(four + 1, four, 3, 2)
+        self.real = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in (twice, four, four))
+        self.of_text = nn.ModuleList(nn.Linear(CONTEXT_WIDTH, channels) for channels in (twice, four, four))
+        self.tissue = nn.Linear(four, len(TISSUES))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, tiles: torch.Tensor, text: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        fine = self.fine(tiles)
+        coarse = self.coarse(fine)
+        deviation = coarse.float().std(dim=0, correction=0).mean().to(coarse.dtype)
+        varied = deviation.expand(len(tiles), 1, *coarse.shape[2:])
+        whole = self.whole(torch.cat([coarse, varied], dim=1)).mean((2, 3), keepdim=True)
+        logits = []
+        for seen, real, of_text in zip((fine, coarse, whole), self.real, self.of_text, strict=True):
+            asked = of_text(text) / seen.shape[1] ** 0.5
+            logits.append(real(seen).squeeze(1) + torch.einsum("nchw,nc->nhw", seen, asked))
+        return logits, self.tissue(whole.flatten(1)).float()
+
+
+def shifted(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Tiles (N, C, S, S), each moved by up to 3 px either way, mirrored at the border."""
+    size = tiles.shape[-1]
+    padded = F.pad(tiles, (_SHIFT,) * 4, mode="reflect")
+    by = torch.randint(2 * _SHIFT + 1, (len(tiles), 2), generator=generator).tolist()
+    moved = [
+        tile[:, row : row + size, column : column + size]
+        for tile, (row, column) in zip(padded, by, strict=True)
+    ]
+    return torch.stack(moved).contiguous(memory_format=torch.channels_last)
+
+
+class AdversarialLoraTask(LoraTask):
+    """An adapter against a rival. `validator` only measures, for the log."""
+
+    rival: nn.Module
+
+    def __init__(
+        self,
+        config: LoraConfig,
+        pipeline: LayoutPipeline,
+        validator: Validator,
+        train: Split | None = None,
+        val: Split | None = None,
+        encoder: TextEncoder | None = None,
+    ) -> None:
+        super().__init__(config, pipeline, train, val, encoder)
+        self.adversarial = config.adversarial or AdversarialConfig()
+        self.rival = TileRival(self.adversarial.rival_width).to(memory_format=torch.channels_last)
+        self._validator = validator
+        self._spectrum = SpectrumDistance()
+        self._times = torch.tensor(step_times(self.adversarial.steps))
+        self._chances = torch.full_like(self._times, 1.0)
+        if len(self._times) > 1:
+            self._chances[1:] = (1 - self.adversarial.first_step) / (len(self._times) - 1)
+            self._chances[0] = self.adversarial.first_step
+        self._prompts = self.captions([tissue.prompt for tissue in TISSUES])
+        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def _batch_of(
+        self, split: Split, chosen: npt.NDArray[np.int64], generator: torch.Generator
+    ) -> TissueBatch:
+        batch = super()._batch_of(split, chosen, generator)
+        return TissueBatch(batch.tiles, batch.context, torch.from_numpy(split.labels[chosen]))
+
+    def made_from(
+        self, model: nn.Module, noisy: torch.Tensor, time: torch.Tensor, context: TextContext
+    ) -> torch.Tensor:
+        """Tiles (N, 3, 28, 28), standardised, that the network sees in noisy ones at times (N,) in [0, 1]."""
+        velocity = predict_velocity(model, self._fold, noisy, time * TIME_SCALE, context)
+        made: torch.Tensor = noisy - time.view(-1, 1, 1, 1) * velocity.float()
+        return made
+
+    def loss(self, model: nn.Module, batch: FlowBatch, generator: torch.Generator) -> torch.Tensor:
+        """What the rival says of the tiles that are made, and their distance from those that were noised."""
+        if not isinstance(batch, TissueBatch):
+            raise TypeError("an adversarial batch knows its tissues")
+        config = self.adversarial
+        device = next(model.parameters()).device
+        data = self.pipeline.standardise(batch.tiles).to(device)
+        noise = torch.randn(data.shape, generator=generator).to(device)
+        chosen = torch.multinomial(self._chances, len(data), replacement=True, generator=generator)
+        time = self._times[chosen].to(device)
+        level = time.view(-1, 1, 1, 1)
+        noisy = ((1 - level) * data + level * noise).contiguous(memory_format=torch.channels_last)
+        context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
+        made = self.made_from(model, noisy, time, context)
+        text = pooled_text(context)
+        squared = (made - data).square().mean((1, 2, 3))
+        total = config.reconstruction * ((1 - time).square() * squared).mean()
+        if int(self.rival.get_buffer("steps")) >= config.rival_from:
+            self.rival.requires_grad_(False)  # its weights are not what this loss is for
+            logits, tissue = self.rival(shifted(made, generator), text)
+            self.rival.requires_grad_(True)
+            total = total - config.weight * torch.stack([each.float().mean() for each in logits]).mean()
+            total = total + config.tissue * F.cross_entropy(tissue, batch.labels.to(device))
+        both = torch.cat([shifted(data, generator), shifted(made.detach(), generator)])
+        self._last = (both, text, batch.labels.to(device))
+        return total
+
+    def rival_loss(self, rival: nn.Module, batch: FlowBatch) -> torch.Tensor:
+        """Hinge loss of the rival on the tiles that `loss` has just made and on the real ones, and the cross
+        entropy of the tissues it names in the latter.
+        """
+        if self._last is None:
+            raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
+        both, text, labels = self._last
+        self.rival.get_buffer("steps").add_(1)
+        # One after the other: deviation is within one kind of tile.
+        real, tissue = rival(both[: len(text)], text)
+        made, _ = rival(both[len(text) :], text)
+        lost = torch.stack([hinge(*scale) for scale in zip(real, made, strict=True)]).mean()
+        return lost + F.cross_entropy(tissue, labels)
+
+    def sample(self, model: nn.Module, context: TextContext, generator: torch.Generator) -> torch.Tensor:
+        """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained."""
+        shape = (len(context), 3, *self.train.images.shape[1:3])
+        noisy = torch.randn(shape, generator=generator)
+        made = noisy
+        for i, time in enumerate(self._times):
+            if i:
+                noisy = (1 - time) * made + time * torch.randn(shape, generator=generator)
+            made = self.made_from(
+                model, noisy.contiguous(memory_format=torch.channels_last), time.expand(len(context)), context
+            )
+        return self.pipeline.restore(made)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Of 16 first tiles of each tissue: the share that the validator recognises, coverage and density
+        among as many of val in its features, and the distance of spectra.
+        """
+        generator, random = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        tiles: list[npt.NDArray[np.uint8]] = []
+        real: list[npt.NDArray[np.uint8]] = []
+        with torch.inference_mode():
+            for tissue in TISSUES:
+                context = self._prompts[tissue.index : tissue.index + 1].repeat(_EVALUATED_PER_TISSUE)
+                tiles.append(from_model_range(self.sample(model, context, generator)))
+                shown = np.flatnonzero(self.val.labels == tissue.index)
+                real.append(self.val.images[random.permutation(shown)[: len(tiles[-1])]])
+        made, known = np.concatenate(tiles), np.concatenate(real)
+        named = self._validator.probabilities(made).argmax(1).numpy()
+        asked = np.repeat(np.arange(len(TISSUES)), _EVALUATED_PER_TISSUE)
+        near = neighbourhoods(
+            features_of(self._validator.model, known).numpy(),
+            features_of(self._validator.model, made).numpy(),
+        )
+        return {
+            "recognised": float((named == asked).mean()),
+            "coverage": near["coverage"],
+            "density": near["density"],
+            "spectrum": float(self._spectrum(to_model_range(made), to_model_range(known))),
+        } | {f"recognised_{t.code}": float((named[asked == t.index] == t.index).mean()) for t in TISSUES}

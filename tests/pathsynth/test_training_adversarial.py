@@ -1,0 +1,166 @@
+"""Adapters against a rival, in a few steps of models of toy size."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pathsynth.errors import TrainingError, WeightsError
+from pathsynth.layout import LORA_FILE
+from pathsynth.text import CONTEXT_WIDTH, TextEncoder
+from pathsynth.tissues import TISSUES
+from pathsynth.training.adversarial import AdversarialLoraTask, TileRival, TissueBatch, shifted
+from pathsynth.training.engine import OptimConfig, Run, run
+from pathsynth.training.layout import AdversarialConfig, FlowConfig, LoraConfig, LoraTask
+from tests import tiny
+
+OPTIM = OptimConfig(
+    steps=3, batch_size=4, learning_rate=0.01, warmup_steps=0, ema_decay=0.0, beta1=0.0, precision="float32"
+)
+
+
+def config(**fields: Any) -> LoraConfig:
+    defaults: dict[str, Any] = {
+        "optim": OPTIM,
+        "rank": 2,
+        "alpha": 2,
+        "target_modules": ["to_q", "to_v", "conv1"],
+        "adversarial": AdversarialConfig(rival_width=4),
+        "flow": FlowConfig(drop_text=0.0),
+    }
+    return LoraConfig(kind="lora", **(defaults | fields))
+
+
+def task_of(encoder: TextEncoder, **fields: Any) -> AdversarialLoraTask:
+    return AdversarialLoraTask(
+        config(**fields),
+        tiny.pipeline(),
+        tiny.validator(),
+        tiny.split("train", 36),
+        tiny.split("val", 90, seed=1),
+        encoder,
+    )
+
+
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in network.named_parameters()}
+
+
+def changed(network: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, weight in network.named_parameters() if not torch.equal(weight, before[name])}
+
+
+def test_a_step_changes_the_adapter_and_the_rival_and_nothing_else(encoder: TextEncoder) -> None:
+    task = task_of(encoder)
+    network, rival, validator = (weights_of(m) for m in (task.model, task.rival, task._validator.model))
+    for _ in Run(task, OPTIM).steps():
+        pass
+    assert changed(task.model, network)
+    assert all("lora_" in name for name in changed(task.model, network))
+    assert changed(task.rival, rival) == set(rival)
+    assert not changed(task._validator.model, validator)
+    assert int(task.rival.get_buffer("steps")) == 3
+
+
+def test_before_its_turn_the_rival_learns_but_does_not_count(encoder: TextEncoder) -> None:
+    silent = AdversarialConfig(rival_width=4, rival_from=99, reconstruction=0.0)
+    task = task_of(encoder, adversarial=silent)
+    batch, generator = task.batch(4, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
+    assert task.loss(task.model, batch, generator).item() == 0
+    assert float(task.rival_loss(task.rival, batch)) > 0
+
+
+def test_reconstruction_asks_nothing_of_what_is_made_from_pure_noise(encoder: TextEncoder) -> None:
+    only_noise = AdversarialConfig(rival_width=4, rival_from=99, steps=1)
+    task = task_of(encoder, adversarial=only_noise)
+    generator = torch.Generator().manual_seed(0)
+    assert float(task.loss(task.model, task.batch(4, generator), generator)) == 0
+
+
+def test_the_rival_learns_to_tell_made_from_real_and_tissues_apart(encoder: TextEncoder) -> None:
+    task = task_of(encoder, adversarial=AdversarialConfig(rival_width=8, rival_from=9999))
+    optimizer = torch.optim.Adam(task.rival.parameters(), 2e-3)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(60):
+        batch = task.batch(18, generator)
+        with torch.no_grad():
+            task.loss(task.model, batch, generator)
+        loss = task.rival_loss(task.rival, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_a_rival_answers_at_three_scales_and_names_a_tissue() -> None:
+    logits, tissue = TileRival(4)(torch.zeros(2, 3, 28, 28), torch.zeros(2, CONTEXT_WIDTH))
+    assert [tuple(each.shape) for each in logits] == [(2, 14, 14), (2, 7, 7), (2, 1, 1)]
+    assert tissue.shape == (2, len(TISSUES))
+
+
+def test_shifted_tiles_are_moved_by_at_most_three_pixels() -> None:
+    tiles = torch.arange(28.0).view(1, 1, 1, 28).expand(64, 1, 28, 28)
+    moved = shifted(tiles, torch.Generator().manual_seed(0))
+    offsets = (moved[:, 0, 14, 14] - 14).tolist()
+    assert set(offsets) == {-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0}
+
+
+def test_sampling_in_training_is_what_the_pipeline_does(encoder: TextEncoder) -> None:
+    task = task_of(encoder)
+    context = tiny.contexts(1)
+    with torch.no_grad():
+        trained = task.sample(task.model, context, torch.Generator().manual_seed(7))
+    task.pipeline.sample_stochastically()
+    made = task.pipeline(
+        context, context, [torch.Generator().manual_seed(7)], num_inference_steps=4, guidance_scale=1.0
+    )
+    assert torch.allclose(made, trained, atol=1e-4)
+
+
+def test_a_run_starts_from_a_saved_adapter(encoder: TextEncoder, tmp_path: Path) -> None:
+    before = LoraTask(
+        config(adversarial=None), tiny.pipeline(), tiny.split("train", 36), tiny.split("val", 18), encoder
+    )
+    runner = Run(before, OPTIM)
+    for _ in runner.steps():
+        pass
+    expected = {
+        name: weight.clone() for name, weight in runner.averaged.named_parameters() if "lora_" in name
+    }
+    before.save(runner.averaged, tmp_path)
+    task = task_of(encoder, initial=tmp_path / "lora")
+    own = {name: weight for name, weight in task.model.named_parameters() if "lora_" in name}
+    assert own.keys() == expected.keys()
+    assert all(torch.allclose(own[name], weight, atol=1e-3) for name, weight in expected.items())
+
+
+def test_an_adapter_of_another_shape_or_none_is_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        task_of(encoder, initial=tmp_path)
+    other = LoraTask(
+        config(adversarial=None, rank=1),
+        tiny.pipeline(),
+        tiny.split("train", 36),
+        tiny.split("val", 18),
+        encoder,
+    )
+    other.save(other.model, tmp_path)
+    assert (tmp_path / "lora" / LORA_FILE).is_file()
+    with pytest.raises(TrainingError, match="shape of the configuration"):
+        task_of(encoder, initial=tmp_path / "lora")
+
+
+def test_a_batch_knows_its_tissues_and_a_finished_run_its_figures(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    task = task_of(encoder)
+    batch = task.batch(8, torch.Generator().manual_seed(0))
+    assert isinstance(batch, TissueBatch)
+    assert batch.labels.shape == (8,)
+    state = run(task, OPTIM.model_copy(update={"steps": 1}), tmp_path)
+    assert state.metrics["recognised"] == pytest.approx(1 / 9)  # the toy validator sees one tissue everywhere
+    assert (tmp_path / "lora" / LORA_FILE).is_file()
