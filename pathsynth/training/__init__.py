@@ -118,13 +118,15 @@ def start(
 
         settings = read_config(config, LoraConfig)
         initial = settings.initial and out.absolute().parent / settings.initial
-        settings = settings.model_copy(update={"initial": initial})
+        from_there = settings.model_copy(update={"initial": initial})
         pipeline = load_pipeline(settings.base or Weights().path("layout"))
         if settings.adversarial is None:
-            task = LoraTask(settings, pipeline)
+            task = LoraTask(from_there, pipeline)
         else:
             validator = Validator.load(Weights().path("validator"))
-            task = AdversarialLoraTask(settings, pipeline, validator)
+            task = against = AdversarialLoraTask(from_there, pipeline, validator)
+            if not resume:
+                against.teach_tissues(report)
     elif meant == "detail-autoencoder":
         settings = read_config(config, AutoencoderConfig)
         task = AutoencoderTask(settings, HiresTiles(progress=report))

@@ -14,6 +14,7 @@ Karras et al., *Progressive Growing of GANs*, 2018; augmentation of what the riv
 *Differentiable Augmentation*, 2020.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +35,13 @@ from pathsynth.layout import (
 from pathsynth.realism import neighbourhoods
 from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
+from pathsynth.training.augment import dihedral
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
 from pathsynth.training.perceptual import SpectrumDistance, hinge
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
 _SHIFT = 3
+_TEACHING_RATE = 1e-3
 _EVALUATED_PER_TISSUE = 16
 
 
@@ -131,6 +134,29 @@ class AdversarialLoraTask(LoraTask):
     ) -> TissueBatch:
         batch = super()._batch_of(split, chosen, generator)
         return TissueBatch(batch.tiles, batch.context, torch.from_numpy(split.labels[chosen]))
+
+    def teach_tissues(self, report: Callable[[int, int, str], None]) -> None:
+        """Let the rival learn the tissues of real tiles, as often as configured, before the run begins.
+
+        A rival that knows them draws every tile towards its tissue from the first step on, and it learns them
+        ten times as fast alone as beside the network.
+        """
+        config = self.adversarial
+        generator = torch.Generator().manual_seed(self.config.optim.seed)
+        steps = config.rival_tissues
+        optimizer = torch.optim.AdamW(self.rival.parameters(), _TEACHING_RATE)
+        empty = torch.zeros(config.rival_tissues_batch, CONTEXT_WIDTH)
+        loss = torch.zeros(())
+        for step in range(steps):
+            if step % 50 == 0:
+                report(step, steps, f"the rival learns tissues, loss {float(loss.detach()):.3f}")
+            chosen = self.draw(config.rival_tissues_batch, generator)
+            tiles = dihedral(to_model_range(self.train.images[chosen]), generator)
+            _, tissue = self.rival(shifted(self.pipeline.standardise(tiles), generator), empty)
+            loss = F.cross_entropy(tissue, torch.from_numpy(self.train.labels[chosen]))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
 
     def made_from(
         self, model: nn.Module, noisy: torch.Tensor, time: torch.Tensor, context: TextContext

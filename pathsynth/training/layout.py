@@ -97,8 +97,12 @@ class AdversarialConfig(BaseModel):
     reconstruction: float = Field(
         default=1.0, ge=0, description="Weight of the squared distance from the tile that was noised."
     )
-    rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
     rival_width: int = Field(default=64, gt=0)
+    rival_tissues: int = Field(
+        default=0, ge=0, description="Steps in which the rival learns the tissues of real tiles beforehand."
+    )
+    rival_tissues_batch: int = Field(default=64, gt=0)
+    rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
 
 
 class BaseConfig(BaseModel):

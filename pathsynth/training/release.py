@@ -87,6 +87,14 @@ def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None
     write_manifest(weights, {f"lora/{name}": record | {"sampling": sampling.model_dump(mode="json")}})
 
 
+def trained_sampling(run: Path) -> Sampling | None:
+    """The sampling that the adapter of a finished run was trained for, if it was for a particular one."""
+    adversarial = read_run(run)["config"].get("adversarial")
+    if adversarial is None:
+        return None
+    return Sampling(steps=int(adversarial["steps"]), guidance=1.0, stochastic=True)
+
+
 def add_contexts(weights: Path) -> None:
     """Encode the nine domain prompts, so that the common case never loads the text encoder."""
     from pathsynth.generator import CONTEXTS_FILE, save_contexts
@@ -172,7 +180,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, help="finished run of `pathsynth train base`")
     parser.add_argument("--detail", type=Path, help="finished run of `pathsynth train detail`")
     parser.add_argument("--adapter", help="NAME=finished run of `pathsynth train lora`; `default` is used")
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="denoising steps of the adapter")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=DEFAULT_STEPS,
+        help="denoising steps of an adapter that was not trained for a particular number, as with a rival",
+    )
     parser.add_argument("--guidance", type=float, default=DEFAULT_GUIDANCE, help="its guidance scale")
     parser.add_argument(
         "--guidance-interval",
@@ -210,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.adapter:
             name, _, run = asked.adapter.partition("=")
             low, high = asked.guidance_interval
-            sampling = Sampling(steps=asked.steps, guidance=asked.guidance, guidance_interval=(low, high))
-            add_adapter(weights, name, Path(run), sampling)
+            chosen = Sampling(steps=asked.steps, guidance=asked.guidance, guidance_interval=(low, high))
+            add_adapter(weights, name, Path(run), trained_sampling(Path(run)) or chosen)
         add_contexts(weights)
         if asked.near_copies:
             say("Indexing the training tiles")

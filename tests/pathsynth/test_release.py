@@ -68,6 +68,7 @@ def test_copied_runs_are_weights_that_say_how_they_were_trained(
         "steps": 2,
         "guidance": 1.5,
         "guidance_interval": [0.1, 0.9],
+        "stochastic": False,
     }
     assert weights.manifest.components["layout"]["result"] == {"step": 3}
     assert not (target / "reports").exists()
@@ -84,6 +85,17 @@ def test_a_model_that_is_not_named_stays(tmp_path: Path, runs: dict[str, Path]) 
     changed = {name for name, entry in after.files.items() if before.files[name] != entry}
     assert changed == {"lora/default/pytorch_lora_weights.safetensors", "lora/default/settings.json"}
     assert after.components["validator"] == before.components["validator"]
+
+
+def test_an_adapter_trained_for_its_own_steps_is_sampled_in_them(
+    tmp_path: Path, runs: dict[str, Path]
+) -> None:
+    record = {"config": {"kind": "lora", "adversarial": {"steps": 4}}, "data": "abc", "result": {"step": 3}}
+    (runs["adapter"] / RUN_FILE).write_text(json.dumps(record))
+    target = tmp_path / "weights"
+    assert release.main([*arguments(target, runs), "--only-copy"]) == 0
+    sampling = json.loads((target / "lora" / "default" / "settings.json").read_bytes())
+    assert sampling == {"steps": 4, "guidance": 1.0, "guidance_interval": [0.0, 1.0], "stochastic": True}
 
 
 def test_an_unfinished_run_is_refused(

@@ -14,6 +14,7 @@ from pathsynth.tissues import TISSUES
 from pathsynth.training.adversarial import AdversarialLoraTask, TileRival, TissueBatch, shifted
 from pathsynth.training.engine import OptimConfig, Run, run
 from pathsynth.training.layout import AdversarialConfig, FlowConfig, LoraConfig, LoraTask
+from pathsynth.validator import to_model_range
 from tests import tiny
 
 OPTIM = OptimConfig(
@@ -94,6 +95,18 @@ def test_the_rival_learns_to_tell_made_from_real_and_tissues_apart(encoder: Text
         optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_a_rival_can_learn_the_tissues_beforehand(encoder: TextEncoder) -> None:
+    taught = AdversarialConfig(rival_width=8, rival_tissues=120, rival_tissues_batch=18)
+    task = task_of(encoder, adversarial=taught)
+    told: list[str] = []
+    task.teach_tissues(lambda done, total, message: told.append(message))
+    tiles = task.pipeline.standardise(to_model_range(task.val.images))
+    with torch.no_grad():
+        _, tissue = task.rival.eval()(tiles, torch.zeros(len(tiles), CONTEXT_WIDTH))
+    assert (tissue.argmax(1).numpy() == task.val.labels).mean() > 0.9
+    assert len(told) == 3
 
 
 def test_a_rival_answers_at_three_scales_and_names_a_tissue() -> None:
