@@ -124,9 +124,7 @@ def start(
             task = LoraTask(from_there, pipeline)
         else:
             validator = Validator.load(Weights().path("validator"))
-            task = against = AdversarialLoraTask(from_there, pipeline, validator)
-            if not resume:
-                against.teach_tissues(report)
+            task = AdversarialLoraTask(from_there, pipeline, validator)
     elif meant == "detail-autoencoder":
         settings = read_config(config, AutoencoderConfig)
         task = AutoencoderTask(settings, HiresTiles(progress=report))

@@ -7,14 +7,15 @@ teacher: real tiles are noised to one of the times, and what the network makes o
 the more of the tile is left in the noise, be that tile. When sampling, each tile is noised again for the next
 step, so every step starts from what it was trained on.
 
-The rival is a network of its own: neither validator nor judge has part in this. Projection of the text after
-Miyato and Koyama, *cGANs with Projection Discriminator*, 2018; an auxiliary head for the tissue, trained on
-real tiles alone, after Odena et al., *Auxiliary Classifier GANs*, 2017; deviation within the batch after
-Karras et al., *Progressive Growing of GANs*, 2018; augmentation of what the rival sees after Zhao et al.,
-*Differentiable Augmentation*, 2020.
+The rival may also look at features of the validator, as in Sauer et al., *Projected GANs*, 2021: those of a
+tissue have to be spread as in real tiles of it. What the validator then says of the tiles is no independent
+evidence; that is what the judge is for, which has no part in this. Projection of text and tissue after Miyato
+and Koyama, *cGANs with Projection Discriminator*, 2018; deviation within the batch after Karras et al.,
+*Progressive Growing of GANs*, 2018; augmentation of what the rival sees after Zhao et al., *Differentiable
+Augmentation*, 2020.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from pathsynth.data import Split
 from pathsynth.layout import (
@@ -35,13 +37,11 @@ from pathsynth.layout import (
 from pathsynth.realism import neighbourhoods
 from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
-from pathsynth.training.augment import dihedral
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
 from pathsynth.training.perceptual import SpectrumDistance, hinge
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
 _SHIFT = 3
-_TEACHING_RATE = 1e-3
 _EVALUATED_PER_TISSUE = 16
 
 
@@ -53,41 +53,52 @@ class TissueBatch(FlowBatch):
 
 
 class TileRival(nn.Module):
-    """Says of tiles (N, 3, 28, 28) how real they look beside texts (N, CONTEXT_WIDTH): logits of fine patches
-    (N, 14, 14), of coarse ones (N, 7, 7) and of the whole (N,); and which tissue they show: logits (N, 9).
+    """Says how real tiles look beside their texts and tissues: logits of fine patches (N, 14, 14), of coarse
+    ones (N, 7, 7), of the whole (N, 1, 1), and of every place of each kind of features of another network.
 
-    `steps` counts how often it was trained, so that a resumed run knows.
+    Tiles are (N, 3, 28, 28), texts (N, CONTEXT_WIDTH), tissues (N,); `seen_by_other` has the channels of the
+    features. `steps` counts how often it was trained, so that a resumed run knows.
     """
 
     steps: torch.Tensor
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, seen_by_other: Sequence[int] = ()) -> None:
         super().__init__()
         once, twice, four = width, 2 * width, 4 * width
 
         def layer(inputs: int, outputs: int, edge: int, stride: int) -> nn.Sequential:
-            convolution = nn.Conv2d(inputs, outputs, edge, stride, padding=1)
+            convolution = nn.Conv2d(inputs, outputs, edge, stride, padding=edge // 2 if edge != 4 else 1)
             return nn.Sequential(spectral_norm(convolution), nn.LeakyReLU(0.2))
 
         self.fine = nn.Sequential(layer(3, once, 3, 1), layer(once, twice, 4, 2), layer(twice, twice, 3, 1))
         self.coarse = nn.Sequential(layer(twice, four, 4, 2), layer(four, four, 3, 1))
         self.whole = layer(four + 1, four, 3, 2)
-        self.real = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in (twice, four, four))
-        self.of_text = nn.ModuleList(nn.Linear(CONTEXT_WIDTH, channels) for channels in (twice, four, four))
-        self.tissue = nn.Linear(four, len(TISSUES))
+        self.other = nn.ModuleList(layer(channels, four, 1, 1) for channels in seen_by_other)
+        widths = (twice, four, four, *(four for _ in seen_by_other))
+        self.real = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in widths)
+        self.of_text = nn.ModuleList(nn.Linear(CONTEXT_WIDTH, channels) for channels in widths)
+        self.of_tissue = nn.ModuleList(nn.Embedding(len(TISSUES), channels) for channels in widths)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, tiles: torch.Tensor, text: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def forward(
+        self,
+        tiles: torch.Tensor,
+        text: torch.Tensor,
+        tissues: torch.Tensor,
+        features: Sequence[torch.Tensor] = (),
+    ) -> list[torch.Tensor]:
         fine = self.fine(tiles)
         coarse = self.coarse(fine)
         deviation = coarse.float().std(dim=0, correction=0).mean().to(coarse.dtype)
         varied = deviation.expand(len(tiles), 1, *coarse.shape[2:])
         whole = self.whole(torch.cat([coarse, varied], dim=1)).mean((2, 3), keepdim=True)
+        others = [layer(each) for layer, each in zip(self.other, features, strict=True)]
         logits = []
-        for seen, real, of_text in zip((fine, coarse, whole), self.real, self.of_text, strict=True):
-            asked = of_text(text) / seen.shape[1] ** 0.5
+        parts = zip((fine, coarse, whole, *others), self.real, self.of_text, self.of_tissue, strict=True)
+        for seen, real, of_text, of_tissue in parts:
+            asked = (of_text(text) + of_tissue(tissues)) / seen.shape[1] ** 0.5
             logits.append(real(seen).squeeze(1) + torch.einsum("nchw,nc->nhw", seen, asked))
-        return logits, self.tissue(whole.flatten(1)).float()
+        return logits
 
 
 def shifted(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -102,8 +113,21 @@ def shifted(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.stack(moved).contiguous(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """What the rival is shown: moved tiles, and their features where another network looks too."""
+
+    tiles: torch.Tensor
+    features: list[torch.Tensor]
+
+    def detached(self) -> "_Shown":
+        return _Shown(self.tiles.detach(), [each.detach() for each in self.features])
+
+
 class AdversarialLoraTask(LoraTask):
-    """An adapter against a rival. `validator` only measures, for the log."""
+    """An adapter against a rival. `validator` measures for the log, and lends the rival the features of the
+    configured layers.
+    """
 
     rival: nn.Module
 
@@ -118,8 +142,16 @@ class AdversarialLoraTask(LoraTask):
     ) -> None:
         super().__init__(config, pipeline, train, val, encoder)
         self.adversarial = config.adversarial or AdversarialConfig()
-        self.rival = TileRival(self.adversarial.rival_width).to(memory_format=torch.channels_last)
         self._validator = validator
+        self._features: nn.Module | None = None
+        widths: list[int] = []
+        if layers := self.adversarial.features:
+            validator.model.requires_grad_(False)
+            self._features = create_feature_extractor(validator.model, layers).eval()
+            with torch.no_grad():
+                widths = [seen.shape[1] for seen in self._features(torch.zeros(1, 3, 28, 28)).values()]
+        rival = TileRival(self.adversarial.rival_width, widths)
+        self.rival = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
         self._times = torch.tensor(step_times(self.adversarial.steps))
         self._chances = torch.full_like(self._times, 1.0)
@@ -127,7 +159,7 @@ class AdversarialLoraTask(LoraTask):
             self._chances[1:] = (1 - self.adversarial.first_step) / (len(self._times) - 1)
             self._chances[0] = self.adversarial.first_step
         self._prompts = self.captions([tissue.prompt for tissue in TISSUES])
-        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[_Shown, _Shown, torch.Tensor, torch.Tensor] | None = None
 
     def _batch_of(
         self, split: Split, chosen: npt.NDArray[np.int64], generator: torch.Generator
@@ -135,28 +167,12 @@ class AdversarialLoraTask(LoraTask):
         batch = super()._batch_of(split, chosen, generator)
         return TissueBatch(batch.tiles, batch.context, torch.from_numpy(split.labels[chosen]))
 
-    def teach_tissues(self, report: Callable[[int, int, str], None]) -> None:
-        """Let the rival learn the tissues of real tiles, as often as configured, before the run begins.
-
-        A rival that knows them draws every tile towards its tissue from the first step on, and it learns them
-        ten times as fast alone as beside the network.
-        """
-        config = self.adversarial
-        generator = torch.Generator().manual_seed(self.config.optim.seed)
-        steps = config.rival_tissues
-        optimizer = torch.optim.AdamW(self.rival.parameters(), _TEACHING_RATE)
-        empty = torch.zeros(config.rival_tissues_batch, CONTEXT_WIDTH)
-        loss = torch.zeros(())
-        for step in range(steps):
-            if step % 50 == 0:
-                report(step, steps, f"the rival learns tissues, loss {float(loss.detach()):.3f}")
-            chosen = self.draw(config.rival_tissues_batch, generator)
-            tiles = dihedral(to_model_range(self.train.images[chosen]), generator)
-            _, tissue = self.rival(shifted(self.pipeline.standardise(tiles), generator), empty)
-            loss = F.cross_entropy(tissue, torch.from_numpy(self.train.labels[chosen]))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+    def _show(self, tiles: torch.Tensor, generator: torch.Generator) -> _Shown:
+        """Standardised tiles (N, 3, 28, 28) as the rival sees them."""
+        moved = shifted(tiles, generator)
+        if self._features is None:
+            return _Shown(moved, [])
+        return _Shown(moved, list(self._features.to(tiles.device)(self.pipeline.restore(moved)).values()))
 
     def made_from(
         self, model: nn.Module, noisy: torch.Tensor, time: torch.Tensor, context: TextContext
@@ -183,29 +199,28 @@ class AdversarialLoraTask(LoraTask):
         text = pooled_text(context)
         squared = (made - data).square().mean((1, 2, 3))
         total = config.reconstruction * ((1 - time).square() * squared).mean()
+        labels = batch.labels.to(device)
+        shown = self._show(made, generator)
         if int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for
-            logits, tissue = self.rival(shifted(made, generator), text)
+            logits = self.rival(shown.tiles, text, labels, shown.features)
             self.rival.requires_grad_(True)
             total = total - config.weight * torch.stack([each.float().mean() for each in logits]).mean()
-            total = total + config.tissue * F.cross_entropy(tissue, batch.labels.to(device))
-        both = torch.cat([shifted(data, generator), shifted(made.detach(), generator)])
-        self._last = (both, text, batch.labels.to(device))
+        with torch.no_grad():
+            self._last = (self._show(data, generator), shown.detached(), text, labels)
         return total
 
     def rival_loss(self, rival: nn.Module, batch: FlowBatch) -> torch.Tensor:
-        """Hinge loss of the rival on the tiles that `loss` has just made and on the real ones, and the cross
-        entropy of the tissues it names in the latter.
-        """
+        """Hinge loss of the rival on the tiles that `loss` has just made and on the real ones."""
         if self._last is None:
             raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
-        both, text, labels = self._last
+        data, made, text, labels = self._last
         self.rival.get_buffer("steps").add_(1)
         # One after the other: deviation is within one kind of tile.
-        real, tissue = rival(both[: len(text)], text)
-        made, _ = rival(both[len(text) :], text)
-        lost = torch.stack([hinge(*scale) for scale in zip(real, made, strict=True)]).mean()
-        return lost + F.cross_entropy(tissue, labels)
+        real_logits, made_logits = (
+            rival(shown.tiles, text, labels, shown.features) for shown in (data, made)
+        )
+        return torch.stack([hinge(*scale) for scale in zip(real_logits, made_logits, strict=True)]).mean()
 
     def sample(self, model: nn.Module, context: TextContext, generator: torch.Generator) -> torch.Tensor:
         """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained."""

@@ -93,15 +93,13 @@ class AdversarialConfig(BaseModel):
         default=0.4, gt=0, lt=1, description="Share of tiles made from pure noise; the others share the rest."
     )
     weight: float = Field(default=1.0, gt=0, description="Weight of what the rival says.")
-    tissue: float = Field(default=0.2, ge=0, description="Weight of the tissue that the rival names.")
     reconstruction: float = Field(
         default=1.0, ge=0, description="Weight of the squared distance from the tile that was noised."
     )
     rival_width: int = Field(default=64, gt=0)
-    rival_tissues: int = Field(
-        default=0, ge=0, description="Steps in which the rival learns the tissues of real tiles beforehand."
+    features: list[str] = Field(
+        default_factory=list, description="Layers of the validator whose features the rival sees too."
     )
-    rival_tissues_batch: int = Field(default=64, gt=0)
     rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
 
 
