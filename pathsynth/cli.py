@@ -426,16 +426,24 @@ def evaluate_validator(
             help="Also what colour alone achieves, disturbed tiles, and images that are no such tiles.",
         ),
     ] = False,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Measure the judge in place of the validator.")
+    ] = False,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
     """Measure the validator on a whole split of PathMNIST."""
+    if judge and full:
+        raise typer.BadParameter("--full is of the validator; leave it out with --judge.")
     if plots is not None:
         _make_folder(plots)
-    with _progress("Loading the validator") as show:
+    with _progress("Loading the judge" if judge else "Loading the validator") as show:
         studio = _studio()
-        measured = studio.study_validator if full else studio.evaluate_validator
-        report = measured(split.value, show)
+        if judge:
+            report: Report = studio.evaluate_judge(split.value, show)
+        else:
+            measured = studio.study_validator if full else studio.evaluate_validator
+            report = measured(split.value, show)
     _print_report(report, as_json)
     _write_plots(report, plots)
 

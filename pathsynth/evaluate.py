@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -146,12 +146,13 @@ def evaluate_validator(
     model: str,
     progress: Progress | None = None,
     *,
+    what: Literal["validator", "judge"] = "validator",
     train: Split | None = None,
     seed: int = 0,
     deadline: float | None = None,
 ) -> FullReport:
-    """The validator on every tile of a split; headline accuracy, calibration as expected calibration error
-    (15 bins), reliability diagram and selective accuracy.
+    """A classifier, `what` says which, on every tile of a split; headline accuracy, calibration as expected
+    calibration error (15 bins), reliability diagram and selective accuracy.
 
     With `deadline`, a time of `time.monotonic`, the tiles come in an order drawn by `seed`, and the report is
     of those that were named by then.
@@ -199,7 +200,7 @@ def evaluate_validator(
     return FullReport.model_validate(
         _figures(labels, named)
         | {
-            "what": "validator",
+            "what": what,
             "headline": "accuracy",
             "split": split.name,
             "seed": None,
@@ -388,7 +389,7 @@ def further_generator_figures(
     )
     spaces = [own, *([imagenet] if (imagenet := imagenet_space()) is not None else [])]
     architecture = "regnet_y_400mf" if judge is None else judge.architecture
-    further = {
+    further: dict[str, object] = {
         "structure": structure(sets, val, seed, model, progress),
         "realism": [realism(sets, space, val, seed, model, progress) for space in spaces],
         "real_or_generated": real_or_generated(sets, val.name, seed, model, progress),
@@ -401,6 +402,10 @@ def further_generator_figures(
         ),
         "fidelity": fidelity(propose_described, val, FIDELITY_PER_CLASS, seed, model, progress),
     }
+    if judge is not None:
+        further["per_class_judge"] = _figures(
+            tiles.asked, _named(judge, tiles.images, progress, "The judge")
+        )["per_class"]
     seconds = round(report.seconds + time.monotonic() - started, 2)
     return FullReport.model_validate(report.model_dump() | further | {"seconds": seconds})
 

@@ -36,6 +36,7 @@ _HEADLINES: Final = {
 }
 _TITLES: Final = {
     "validator": "Validator on real tiles",
+    "judge": "Judge on real tiles",
     "generator": "Generator: first tiles, none discarded, as the validator names them",
     "loop": "Loop: accepted tiles, as the independent judge names them",
 }
@@ -198,7 +199,7 @@ def _belongs(path: str, component: str) -> bool:
 def _beside_paper(reports: Mapping[str, FullReport], own: str) -> str:
     rows = []
     for report in reports.values():
-        if report.what == "loop":
+        if report.what in ("loop", "judge"):
             continue
         names = ("accuracy",) if report.what == "validator" else ("precision", "recall", "macro_f1")
         for name in names:
@@ -324,6 +325,15 @@ def _of(measured: Measured) -> str:
 
 
 def _generator_figures(report: FullReport) -> Iterator[str]:
+    if report.per_class_judge is not None:
+        yield "As the judge names them:"
+        yield _table(
+            ["tissue", "precision", "recall", "F1", "n"],
+            [
+                [code, *(_number(value) for value in (row.precision, row.recall, row.f1, row.support))]
+                for code, row in report.per_class_judge.items()
+            ],
+        )
     for realism in report.realism or []:
         yield f"Realism in the features of {realism.space} ({_of(realism)} tiles a set):"
         yield _set_table(realism.generated, realism.real_vs_real)

@@ -402,7 +402,7 @@ class Report(Record):
     `headline`.
     """
 
-    what: Literal["validator", "generator", "loop"]
+    what: Literal["validator", "judge", "generator", "loop"]
     headline: str
     source: Literal["measured", "committed report"] = "measured"
     split: SplitName | None = None
@@ -442,6 +442,9 @@ class FullReport(Report):
     structure: Structure | None = None
     real_or_generated: RealOrGenerated | None = None
     fidelity: Fidelity | None = None
+    per_class_judge: dict[str, ClassFigures] | None = Field(
+        default=None, description="As `per_class`, where the judge and not the validator names the tiles."
+    )
     adapter: AdapterSettings | None = None
 
 

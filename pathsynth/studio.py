@@ -577,6 +577,18 @@ class Studio:
         with self._models:
             return evaluate_validator(self._validator, tiles, self.model, progress, train=train)
 
+    def evaluate_judge(self, split: Literal["val", "test"], progress: Progress | None = None) -> FullReport:
+        """As `evaluate_validator`, of the judge: how far what it says of generated tiles can be trusted.
+
+        Raises:
+            DataError: PathMNIST is not there.
+            WeightsError: these weights hold no judge.
+        """
+        from pathsynth.data import load_split
+        from pathsynth.evaluate import evaluate_validator
+
+        return evaluate_validator(self._judge, load_split(split), self.model, progress, what="judge")
+
     def first_tiles(
         self,
         per_class: int,

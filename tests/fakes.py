@@ -16,6 +16,7 @@ from pathsynth.records import (
     AttemptRecord,
     ClassFigures,
     Classification,
+    FullReport,
     GenerationResult,
     Report,
 )
@@ -39,16 +40,16 @@ def noisy_tile(seed: int, edge: int = NATIVE) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, size=(edge, edge, 3), dtype=np.uint8)
 
 
-def report(what: Literal["validator", "generator"], n: int = 90, **fields: object) -> Report:
+def report(what: Literal["validator", "judge", "generator"], n: int = 90, **fields: object) -> Report:
     """A consistent report in which every image was named rightly."""
     support = n // 9
     figures = ClassFigures(precision=1.0, recall=1.0, f1=1.0, support=support)
     values: dict[str, object] = {
         "what": what,
         "headline": "macro_f1",
-        "split": "val" if what == "validator" else None,
+        "split": None if what == "generator" else "val",
         "n": n,
-        "seed": None if what == "validator" else 0,
+        "seed": 0 if what == "generator" else None,
         "accuracy": 1.0,
         "precision": 1.0,
         "recall": 1.0,
@@ -226,6 +227,10 @@ class FakeStudio(Studio):
         if self.measures is not None:
             return report("validator", n=self.measures, split=split)
         return report("validator", n=COUNTS[split], split=split)
+
+    def evaluate_judge(self, split: Literal["val", "test"], progress: Progress | None = None) -> FullReport:
+        self.asked.append(("judge", split))
+        return FullReport.model_validate(report("judge", split=split).model_dump())
 
     def evaluate_generator(
         self,

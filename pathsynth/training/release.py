@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,7 @@ from pathsynth.tissues import TISSUES
 from pathsynth.training import RUN_FILE
 from pathsynth.weights import MANIFEST, Weights, write_manifest
 
+SPLITS: tuple[Literal["val", "test"], ...] = ("val", "test")
 SHEET_FILE = "reports/tiles.png"
 SHEET_COLUMNS = 4
 SHEET_EDGE = 112
@@ -130,11 +131,13 @@ def measure(weights: Path, per_class: int, say: Say) -> None:
     def progress(done: int, total: int, message: str) -> None:
         say(message)
 
-    save_report(weights, "validator-val", studio.evaluate_validator("val", progress))
-    save_report(weights, "validator-test", studio.evaluate_validator("test", progress))
+    for split in SPLITS:
+        save_report(weights, f"validator-{split}", studio.evaluate_validator(split, progress))
     generator = studio.evaluate_generator(per_class, 0, progress, judge=judge)
     save_report(weights, "generator", generator)
     if judge:
+        for split in SPLITS:
+            save_report(weights, f"judge-{split}", studio.evaluate_judge(split, progress))
         save_report(weights, "loop", studio.evaluate_loop(per_class, 0, progress))
 
 

@@ -441,6 +441,13 @@ def test_evaluate_validator_answers_the_report_of_the_split(shell: Shell, split:
     assert shell.studio.asked == [("validator", split)]
 
 
+def test_the_judge_is_measured_on_request_and_without_what_is_of_the_validator_alone(shell: Shell) -> None:
+    ran = shell("evaluate", "validator", "--split", "test", "--judge", "--json")
+    assert (ran.code, ran.json["what"], ran.json["split"]) == (0, "judge", "test")
+    assert shell.studio.asked == [("judge", "test")]
+    assert shell("evaluate", "validator", "--judge", "--full").code == 2
+
+
 def test_the_training_split_is_not_for_measuring(shell: Shell) -> None:
     assert shell("evaluate", "validator", "--split", "train").code == 2
 

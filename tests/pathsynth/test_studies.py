@@ -123,10 +123,20 @@ def test_a_short_evaluation_has_only_what_costs_nothing(studio: Untrained) -> No
     assert (report.stress, report.outside, report.baselines) == (None, None, None)
 
 
+def test_the_judge_is_measured_on_real_tiles_as_the_validator_is(studio: Untrained) -> None:
+    report = studio.evaluate_judge("test")
+    assert (report.what, report.split, report.n) == ("judge", "test", 54)
+    named = studio.__dict__["_judge"].probabilities(split("test").images).argmax(1).numpy()
+    assert report.accuracy == pytest.approx(float((named == split("test").labels).mean()))
+
+
 def test_a_full_study_of_the_generator_has_every_further_figure(studio: Untrained) -> None:
     tiles = studio.first_tiles(12, 500)
     report = studio.study_generator(tiles)
     assert report.macro_f1_judge is not None
+    assert report.per_class_judge is not None
+    by_judge = [figures.f1 for figures in report.per_class_judge.values()]
+    assert np.mean(by_judge) == pytest.approx(report.macro_f1_judge)
     assert (report.n, report.seed, report.model) == (108, 500, studio.model)
     (space,) = report.realism or []
     assert space.space == "judge, penultimate layer (resnet18)"
