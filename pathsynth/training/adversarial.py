@@ -38,10 +38,11 @@ from pathsynth.realism import neighbourhoods
 from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
-from pathsynth.training.perceptual import SpectrumDistance, hinge
+from pathsynth.training.perceptual import SpectrumDistance, hinge, tile_power
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
 _SHIFT = 3
+_FORGOTTEN = 0.03
 _EVALUATED_PER_TISSUE = 16
 
 
@@ -158,14 +159,35 @@ class AdversarialLoraTask(LoraTask):
         if len(self._times) > 1:
             self._chances[1:] = (1 - self.adversarial.first_step) / (len(self._times) - 1)
             self._chances[0] = self.adversarial.first_step
+        self._wanted = torch.stack([self._power_of(tissue.index) for tissue in TISSUES])
+        self._power = self._wanted.repeat(self.adversarial.steps, 1, 1)
         self._prompts = self.captions([tissue.prompt for tissue in TISSUES])
         self._last: tuple[_Shown, _Shown, torch.Tensor, torch.Tensor] | None = None
+
+    def _power_of(self, tissue: int) -> torch.Tensor:
+        """Mean power (14,) of at most 1,000 training tiles of a tissue."""
+        chosen = np.flatnonzero(self.train.labels == tissue)
+        chosen = chosen[:: max(1, len(chosen) // 1000)]
+        return tile_power(to_model_range(self.train.images[chosen])).mean(0)
 
     def _batch_of(
         self, split: Split, chosen: npt.NDArray[np.int64], generator: torch.Generator
     ) -> TissueBatch:
         batch = super()._batch_of(split, chosen, generator)
         return TissueBatch(batch.tiles, batch.context, torch.from_numpy(split.labels[chosen]))
+
+    def _out_of_tune(self, made: torch.Tensor, step: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What grows with the power of standardised tiles (N, 3, 28, 28) where tiles of their tissue (N,) had
+        too much of it lately in the same step (N,), and shrinks with it where they had too little (scalar).
+
+        The mean over a tissue is moved, not each tile to it, so tiles stay as different as they are.
+        """
+        power = tile_power(self.pipeline.restore(made))
+        with torch.no_grad():
+            for power_of_tile, s, label in zip(power, step.tolist(), labels.tolist(), strict=True):
+                self._power[s, label].lerp_(power_of_tile.cpu(), _FORGOTTEN)
+            excess = (self._power.log() - self._wanted.log()).clamp(-1, 1)[step.cpu(), labels.cpu()]
+        return (excess.to(power.device) * power.log()).mean()
 
     def _show(self, tiles: torch.Tensor, generator: torch.Generator) -> _Shown:
         """Standardised tiles (N, 3, 28, 28) as the rival sees them."""
@@ -200,6 +222,8 @@ class AdversarialLoraTask(LoraTask):
         squared = (made - data).square().mean((1, 2, 3))
         total = config.reconstruction * ((1 - time).square() * squared).mean()
         labels = batch.labels.to(device)
+        if config.spectrum:
+            total = total + config.spectrum * self._out_of_tune(made, chosen, labels)
         shown = self._show(made, generator)
         if int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for

@@ -97,6 +97,11 @@ class AdversarialConfig(BaseModel):
         default=1.0, ge=0, description="Weight of the squared distance from the tile that was noised."
     )
     rival_width: int = Field(default=64, gt=0)
+    spectrum: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of what moves the mean power of a tissue at each frequency to that of real ones.",
+    )
     features: list[str] = Field(
         default_factory=list, description="Layers of the validator whose features the rival sees too."
     )

@@ -54,27 +54,30 @@ class SpectrumDistance(nn.Module):
     """Mean absolute difference, over frequencies, between the logarithms of the mean power that two batches
     of tiles (N, 3, S, S) in [-1, 1] have there.
 
-    Power of the grey tiles at 1 to S/2 cycles a tile under a Hann window, as
-    `pathsynth.realism.radial_spectrum` has it. Networks that learn from pixels make high frequencies too
-    weak: Jiang et al., *Focal Frequency Loss*, 2021.
+    Power is that of `tile_power`, as `pathsynth.realism.radial_spectrum` has it. Networks that learn from
+    pixels make high frequencies too weak: Jiang et al., *Focal Frequency Loss*, 2021.
     """
 
     def forward(self, made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Distance (scalar)."""
-        return (self._power(made).log() - self._power(real).log()).abs().mean()
+        return (tile_power(made).mean(0).log() - tile_power(real).mean(0).log()).abs().mean()
 
-    def _power(self, tiles: torch.Tensor) -> torch.Tensor:
-        size = tiles.shape[-1]
-        with torch.autocast(tiles.device.type, enabled=False):
-            grey = tiles.float().mean(1)
-            line = torch.hann_window(size, periodic=False, device=tiles.device)
-            windowed = (grey - grey.mean((1, 2), keepdim=True)) * line * line[:, None]
-            power = torch.view_as_real(torch.fft.fft2(windowed)).square().sum(-1).mean(0).flatten()
-            frequency = torch.fft.fftfreq(size, 1 / size, device=tiles.device)
-            ring = torch.hypot(frequency[:, None], frequency).round().long().flatten()
-            sums = torch.zeros(int(ring.max()) + 1, device=tiles.device).index_add(0, ring, power)
-            mean = sums / ring.bincount()
-        return mean[1 : size // 2 + 1] + _LEAST_POWER
+
+def tile_power(tiles: torch.Tensor) -> torch.Tensor:
+    """Power (N, S/2) of the grey of each tile (N, 3, S, S) in [-1, 1] at 1 to S/2 cycles a tile, under a Hann
+    window; never zero.
+    """
+    size = tiles.shape[-1]
+    with torch.autocast(tiles.device.type, enabled=False):
+        grey = tiles.float().mean(1)
+        line = torch.hann_window(size, periodic=False, device=tiles.device)
+        windowed = (grey - grey.mean((1, 2), keepdim=True)) * line * line[:, None]
+        power = torch.view_as_real(torch.fft.fft2(windowed)).square().sum(-1).flatten(1)
+        frequency = torch.fft.fftfreq(size, 1 / size, device=tiles.device)
+        ring = torch.hypot(frequency[:, None], frequency).round().long().flatten()
+        sums = torch.zeros(len(tiles), int(ring.max()) + 1, device=tiles.device).index_add(1, ring, power)
+        mean: torch.Tensor = sums / ring.bincount()
+    return mean[:, 1 : size // 2 + 1] + _LEAST_POWER
 
 
 class PatchRival(nn.Module):

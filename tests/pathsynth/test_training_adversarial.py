@@ -13,6 +13,7 @@ from pathsynth.text import CONTEXT_WIDTH, TextEncoder
 from pathsynth.training.adversarial import AdversarialLoraTask, TileRival, TissueBatch, shifted
 from pathsynth.training.engine import OptimConfig, Run, run
 from pathsynth.training.layout import AdversarialConfig, FlowConfig, LoraConfig, LoraTask
+from pathsynth.validator import to_model_range
 from tests import tiny
 
 OPTIM = OptimConfig(
@@ -121,6 +122,24 @@ def test_features_of_the_validator_reach_the_network_and_stay_as_they_are(encode
         pass
     assert not changed(task._validator.model, before)
     assert all(weight.grad is None for weight in task._validator.model.parameters())
+
+
+def test_power_is_asked_to_fall_where_a_tissue_has_too_much_and_to_rise_where_too_little(
+    encoder: TextEncoder,
+) -> None:
+    task = task_of(encoder, adversarial=AdversarialConfig(rival_width=4, spectrum=1.0))
+    step, labels = torch.tensor([0, 0]), torch.tensor([2, 5])
+    real = task.pipeline.standardise(to_model_range(task.train.images[[2, 5]]))
+    grey = real.mean(1, keepdim=True).expand_as(real)
+    made = (grey - grey.mean((2, 3), keepdim=True)) * torch.tensor([0.2, 4.0]).view(2, 1, 1, 1)
+    made.requires_grad_(True)
+    for _ in range(200):  # until the means are those of these tiles
+        loss = task._out_of_tune(made, step, labels)
+    (gradient,) = torch.autograd.grad(loss, made)
+    change = (gradient * made.detach()).sum((1, 2, 3))  # when contrast grows
+    assert change[0] < 0 < change[1]
+    untouched = task._power[:, 7]
+    assert torch.equal(untouched, task._wanted[7].expand_as(untouched))
 
 
 def test_shifted_tiles_are_moved_by_at_most_three_pixels() -> None:
