@@ -57,7 +57,16 @@ def add_model(weights: Path, name: str, run: Path, folder: str) -> None:
     record = read_run(run)
     shutil.rmtree(weights / name, ignore_errors=True)
     shutil.copytree(run / folder, weights / name)
+    forget_where_from(weights / name)
     write_manifest(weights, {name: record})
+
+
+def forget_where_from(model: Path) -> None:
+    """Take the folder that a model was loaded from out of its configurations, where diffusers writes it."""
+    for path in model.rglob("*.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def add_detail(weights: Path, run: Path) -> None:

@@ -74,6 +74,18 @@ def test_copied_runs_are_weights_that_say_how_they_were_trained(
     assert not (target / "reports").exists()
 
 
+def test_a_copied_model_does_not_say_in_which_folder_it_was_trained(
+    tmp_path: Path, runs: dict[str, Path]
+) -> None:
+    config = runs["base"] / "layout" / "unet" / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"_name_or_path": "/home/somebody/runs"}))
+    target = tmp_path / "weights"
+    assert release.main([*arguments(target, runs), "--only-copy"]) == 0
+    assert json.loads((target / "layout" / "unet" / "config.json").read_text()) == content
+    assert "somebody" not in "".join(path.read_text() for path in target.rglob("*.json"))
+
+
 def test_a_model_that_is_not_named_stays(tmp_path: Path, runs: dict[str, Path]) -> None:
     target = tmp_path / "weights"
     assert release.main([*arguments(target, runs), "--only-copy"]) == 0
