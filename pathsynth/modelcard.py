@@ -73,6 +73,10 @@ _LIMITS = """\
   studied."""
 
 
+_SEEN_FEATURES = """\
+- The default adapter learnt against a rival that sees features of the validator, so that what the validator
+  says of its tiles is no independent evidence; what the judge says is."""
+
 _WITHOUT_DETAIL = """\
 - A tile has 28 px an edge, about 4 um a pixel: single nuclei and mitoses cannot be judged in it. Enlarging
   adds no detail that was seen in any tissue."""
@@ -119,7 +123,7 @@ def write_model_card(folder: Path) -> Path:
         _DATA,
         *([_DETAIL_DATA] if weights.has("detail") else []),
         "## Limits",
-        f"{_WITH_DETAIL if weights.has('detail') else _WITHOUT_DETAIL}\n{_LIMITS}",
+        "\n".join(_limits(weights)),
         "## Training",
         _training(weights),
     ]
@@ -156,6 +160,14 @@ def read_reports(folder: Path) -> tuple[dict[str, FullReport], dict[str, Compari
             ) from error
     order = list(_TITLES)
     return dict(sorted(reports.items(), key=lambda item: (order.index(item[1].what), item[0]))), comparisons
+
+
+def _limits(weights: Weights) -> Iterator[str]:
+    yield _WITH_DETAIL if weights.has("detail") else _WITHOUT_DETAIL
+    yield _LIMITS
+    adapter = weights.manifest.components.get("lora/default", {})
+    if (adapter.get("config", {}).get("adversarial") or {}).get("features"):
+        yield _SEEN_FEATURES
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -26,7 +26,7 @@ from pathsynth.weights import Weights, write_manifest
 from tests import fakes
 
 
-def report(what: Literal["validator", "generator"], n: int = 90, **fields: object) -> FullReport:
+def report(what: Literal["validator", "judge", "generator"], n: int = 90, **fields: object) -> FullReport:
     """A consistent report with the further figures given."""
     return FullReport.model_validate(fakes.report(what, n).model_dump() | fields)
 
@@ -118,6 +118,27 @@ def test_data_licence_limits_and_training_are_told(folder: Path) -> None:
         '"steps": 4321',
     ):
         assert needed in text
+
+
+def test_the_card_says_when_the_adapter_was_taught_by_a_rival_that_sees_what_the_validator_sees(
+    folder: Path,
+) -> None:
+    warning = "is no independent evidence"
+    assert warning not in card(folder)
+    for adversarial, is_told in ((None, False), ({"steps": 4}, False), ({"features": ["layer2"]}, True)):
+        write_manifest(folder, {"lora/default": {"config": {"adversarial": adversarial}}})
+        assert (warning in " ".join(card(folder).split())) is is_told
+
+
+def test_the_judge_has_its_own_figures_and_tables(folder: Path) -> None:
+    add(folder, "judge-test", report("judge", n=7020, accuracy=0.4321, **own(folder)))
+    judged: dict[str, Any] = {"per_class_judge": fakes.report("judge").per_class}
+    add(folder, "generator", report("generator", **judged, **own(folder)))
+    text = card(folder)
+    assert "Judge on real tiles" in text
+    assert "0.4321" in text
+    assert "As the judge names them:" in text
+    assert "| validator, accuracy" not in text  # the judge does not stand beside the paper's validator
 
 
 def test_every_tissue_has_a_row_and_the_confusion_is_shown(folder: Path) -> None:
