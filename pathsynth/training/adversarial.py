@@ -68,7 +68,7 @@ class TileRival(nn.Module):
         once, twice, four = width, 2 * width, 4 * width
 
         def layer(inputs: int, outputs: int, edge: int, stride: int) -> nn.Sequential:
-            convolution = nn.Conv2d(inputs, outputs, edge, stride, padding=edge // 2 if edge != 4 else 1)
+            convolution = nn.Conv2d(inputs, outputs, edge, stride, padding=(edge - 1) // 2)
             return nn.Sequential(spectral_norm(convolution), nn.LeakyReLU(0.2))
 
         self.fine = nn.Sequential(layer(3, once, 3, 1), layer(once, twice, 4, 2), layer(twice, twice, 3, 1))
