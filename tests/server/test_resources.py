@@ -124,7 +124,7 @@ async def test_an_unknown_report_is_answered_with_those_there_are(client: Client
 
     assert name[:40] in sentence
     assert [report for report in REPORTS if report not in sentence] == []
-    assert len(sentence) < 400
+    assert len(sentence) < 120 + sum(len(report) + 2 for report in REPORTS)
 
 
 async def test_nothing_outside_the_reports_can_be_named(client: Client) -> None:
