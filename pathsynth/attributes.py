@@ -74,7 +74,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         ("no direction", "faint direction", "aligned", "strongly aligned"),
     ),
 )
-_ORIENTATIONS = ("horizontal", "rising diagonal", "vertical", "falling diagonal")
+ORIENTATIONS = ("horizontal", "rising diagonal", "vertical", "falling diagonal")
 
 
 def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, FloatArray]:
@@ -115,7 +115,7 @@ def phrases(tiles: npt.NDArray[np.uint8]) -> list[tuple[str, ...]]:
     for i in range(len(tiles)):
         words = [attribute.word(float(values[attribute.name][i])) for attribute in ATTRIBUTES]
         if values["direction"][i] >= DIRECTED_FROM:
-            words[-1] += " " + _ORIENTATIONS[int((values["orientation"][i] + 22.5) // 45) % 4]
+            words[-1] += " " + ORIENTATIONS[int((values["orientation"][i] + 22.5) // 45) % 4]
         result.append(tuple(words))
     return result
 

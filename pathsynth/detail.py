@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from pathsynth.errors import PathSynthError
 from pathsynth.generator import load_whole
 from pathsynth.images import NATIVE_EDGE, Picture, to_native
-from pathsynth.layout import pooled_text, sample_flow, set_steps
+from pathsynth.layout import pooled_text, sample_flow, sample_stochastically, set_steps
 from pathsynth.text import TextContext
 from pathsynth.weights import loading
 
@@ -314,7 +314,14 @@ class DetailPipeline(DiffusionPipeline):
         noise = torch.stack([torch.randn(channels, edge, edge, generator=each) for each in generators])
         thumbnails = thumbnails.to(self._execution_device)
         detail = self.sample(
-            thumbnails, context, unconditional, noise, num_inference_steps, guidance_scale, on_step
+            thumbnails,
+            context,
+            unconditional,
+            noise,
+            num_inference_steps,
+            guidance_scale,
+            on_step,
+            generators,
         )
         tiles: torch.Tensor = self.autoencoder.decode(thumbnails, detail)
         return tiles
@@ -329,9 +336,11 @@ class DetailPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         on_step: StepCallback | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """Detail channels (N, k, s, s) as the autoencoder has them, from noise of that shape. The other
-        arguments are those of a call, with thumbnails on the pipeline's device.
+        arguments are those of a call, with thumbnails on the pipeline's device; `generators` are for a
+        scheduler that draws fresh noise in each step.
         """
         steps = self.config.steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance if guidance_scale is None else guidance_scale
@@ -342,9 +351,20 @@ class DetailPipeline(DiffusionPipeline):
 
         set_steps(self.scheduler, steps)
         detail = sample_flow(
-            self.scheduler, velocity, noise.to(thumbnails.device), context, unconditional, scale, on_step
+            self.scheduler,
+            velocity,
+            noise.to(thumbnails.device),
+            context,
+            unconditional,
+            scale,
+            on_step,
+            generators=generators,
         )
         return self.restore(detail)
+
+    def sample_stochastically(self) -> None:
+        """From now on go from each step to data and back with fresh noise, in place of along one path."""
+        sample_stochastically(self)
 
 
 def detail_generator(seed: int, variation: int = 0) -> torch.Generator:

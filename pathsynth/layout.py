@@ -121,6 +121,14 @@ def sample_flow(
     return data
 
 
+def sample_stochastically(pipeline: DiffusionPipeline) -> None:
+    """Give a pipeline a scheduler that goes from each step to data and back with fresh noise."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+        pipeline.components["scheduler"].config, stochastic_sampling=True
+    )
+    pipeline.register_modules(scheduler=scheduler)
+
+
 class LayoutPipeline(DiffusionPipeline):
     """Text to 28-px tiles. Swap the scheduler as with any diffusers pipeline; add LoRA adapters with
     `load_lora_weights`.
@@ -170,10 +178,7 @@ class LayoutPipeline(DiffusionPipeline):
 
     def sample_stochastically(self) -> None:
         """From now on go from each step to data and back with fresh noise, in place of along one path."""
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(
-            self.components["scheduler"].config, stochastic_sampling=True
-        )
-        self.register_modules(scheduler=scheduler)
+        sample_stochastically(self)
 
     @torch.no_grad()
     def __call__(

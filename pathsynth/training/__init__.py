@@ -63,7 +63,11 @@ def start(
         raise TrainingError(f"A {kind} has no base; give --base with lora only.")
     meant = kind if base is None else "lora-stable-diffusion"
     found = read_config(config, _Kind).kind
-    if meant == "detail" and found in ("detail-autoencoder", "detail-decoder"):  # stages of one model
+    if meant == "detail" and found in (
+        "detail-autoencoder",
+        "detail-decoder",
+        "detail-adversarial",
+    ):  # stages of one model
         meant = found
     if meant == "lora" and found == "lora-stable-diffusion":
         raise TrainingError(f"{config} is for a Stable Diffusion checkpoint; give that with --base.")
@@ -73,6 +77,7 @@ def start(
 
     from pathsynth.training.adversarial import AdversarialLoraTask
     from pathsynth.training.detail import AutoencoderConfig, AutoencoderTask, DetailConfig, DetailTask
+    from pathsynth.training.detail_adversarial import AdversarialDetailConfig, AdversarialDetailTask
     from pathsynth.training.detail_decoder import DecoderConfig, DecoderTask
     from pathsynth.training.engine import Task, TrainState, precision_of, run
     from pathsynth.training.hires import HiresTiles
@@ -88,6 +93,7 @@ def start(
         | StableDiffusionConfig
         | AutoencoderConfig
         | DetailConfig
+        | AdversarialDetailConfig
         | DecoderConfig
     )
     if base is not None:
@@ -137,15 +143,20 @@ def start(
         autoencoder = load_autoencoder(out.absolute().parent / settings.autoencoder)
         validator = Validator.load(Weights().path("validator"))
         task = DetailTask(settings, autoencoder, HiresTiles(progress=report), validator=validator)
-    elif meant == "detail-decoder":
+    elif meant in ("detail-adversarial", "detail-decoder"):
         from pathsynth.detail import load_detail_pipeline
         from pathsynth.validator import Validator
         from pathsynth.weights import Weights
 
-        settings = read_config(config, DecoderConfig)
-        pipeline = load_detail_pipeline(out.absolute().parent / settings.pipeline)
         validator = Validator.load(Weights().path("validator"))
-        task = DecoderTask(settings, pipeline, validator, HiresTiles(progress=report))
+        if meant == "detail-adversarial":
+            settings = read_config(config, AdversarialDetailConfig)
+            pipeline = load_detail_pipeline(out.absolute().parent / settings.pipeline)
+            task = AdversarialDetailTask(settings, pipeline, validator, HiresTiles(progress=report))
+        else:
+            settings = read_config(config, DecoderConfig)
+            pipeline = load_detail_pipeline(out.absolute().parent / settings.pipeline)
+            task = DecoderTask(settings, pipeline, validator, HiresTiles(progress=report))
     else:
         raise TrainingError(f"There is no trainer for {kind}; choose validator, judge, base, lora or detail.")
 

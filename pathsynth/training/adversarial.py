@@ -7,6 +7,10 @@ teacher: real tiles are noised to one of the times, and what the network makes o
 the more of the tile is left in the noise, be that tile. When sampling, each tile is noised again for the next
 step, so every step starts from what it was trained on.
 
+Against a loss of variety a batch is held against real tiles of its tissues by the energy distance, which is
+zero for equal distributions alone: each tile is drawn to the real ones and pushed from those made lately
+(Székely and Rizzo, *Energy statistics*, 2013; as a loss Bellemare et al., *The Cramer Distance as a Solution
+to Biased Wasserstein Gradients*, 2017).
 The rival may also look at features of the validator, as in Sauer et al., *Projected GANs*, 2021: those of a
 tissue have to be spread as in real tiles of it. What the validator then says of the tiles is no independent
 evidence; that is what the judge is for, which has no part in this. Projection of text and tissue after Miyato
@@ -32,18 +36,23 @@ from pathsynth.layout import (
     LayoutPipeline,
     pooled_text,
     predict_velocity,
-    step_times,
 )
 from pathsynth.realism import neighbourhoods
 from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
+from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
 from pathsynth.training.perceptual import SpectrumDistance, hinge, tile_power
+from pathsynth.training.wording import asked_by, attributes_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
 _SHIFT = 3
 _FORGOTTEN = 0.03
 _EVALUATED_PER_TISSUE = 16
+_KNOWN_PER_TISSUE = 256
+_MADE_PER_TISSUE = 32
+_LEAST_MADE = 4
+_LEAST_DEVIATION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,13 @@ class TileRival(nn.Module):
     """Says how real tiles look beside their texts and tissues: logits of fine patches (N, 14, 14), of coarse
     ones (N, 7, 7), of the whole (N, 1, 1), and of every place of each kind of features of another network.
 
-    Tiles are (N, 3, 28, 28), texts (N, CONTEXT_WIDTH), tissues (N,); `seen_by_other` has the channels of the
-    features. `steps` counts how often it was trained, so that a resumed run knows.
+    Tiles are (N, channels, 28, 28), texts (N, CONTEXT_WIDTH), tissues (N,); `seen_by_other` has the channels
+    of the features. `steps` counts how often it was trained, so that a resumed run knows.
     """
 
     steps: torch.Tensor
 
-    def __init__(self, width: int = 64, seen_by_other: Sequence[int] = ()) -> None:
+    def __init__(self, width: int = 64, seen_by_other: Sequence[int] = (), channels: int = 3) -> None:
         super().__init__()
         once, twice, four = width, 2 * width, 4 * width
 
@@ -71,14 +80,16 @@ class TileRival(nn.Module):
             convolution = nn.Conv2d(inputs, outputs, edge, stride, padding=(edge - 1) // 2)
             return nn.Sequential(spectral_norm(convolution), nn.LeakyReLU(0.2))
 
-        self.fine = nn.Sequential(layer(3, once, 3, 1), layer(once, twice, 4, 2), layer(twice, twice, 3, 1))
+        self.fine = nn.Sequential(
+            layer(channels, once, 3, 1), layer(once, twice, 4, 2), layer(twice, twice, 3, 1)
+        )
         self.coarse = nn.Sequential(layer(twice, four, 4, 2), layer(four, four, 3, 1))
         self.whole = layer(four + 1, four, 3, 2)
-        self.other = nn.ModuleList(layer(channels, four, 1, 1) for channels in seen_by_other)
+        self.other = nn.ModuleList(layer(seen, four, 1, 1) for seen in seen_by_other)
         widths = (twice, four, four, *(four for _ in seen_by_other))
-        self.real = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in widths)
-        self.of_text = nn.ModuleList(nn.Linear(CONTEXT_WIDTH, channels) for channels in widths)
-        self.of_tissue = nn.ModuleList(nn.Embedding(len(TISSUES), channels) for channels in widths)
+        self.real = nn.ModuleList(nn.Conv2d(each, 1, 1) for each in widths)
+        self.of_text = nn.ModuleList(nn.Linear(CONTEXT_WIDTH, each) for each in widths)
+        self.of_tissue = nn.ModuleList(nn.Embedding(len(TISSUES), each) for each in widths)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(
@@ -125,6 +136,51 @@ class _Shown:
         return _Shown(self.tiles.detach(), [each.detach() for each in self.features])
 
 
+class TissueSpread:
+    """Energy distance between what is made of a tissue and real tiles of it, in several kinds of features.
+
+    `known` has for each tissue its kinds of features of real tiles, each (M, F). What was made lately is kept
+    for each of `steps` denoising steps, so a batch needs not many tiles of one tissue.
+    """
+
+    def __init__(self, known: Sequence[Sequence[torch.Tensor]], steps: int) -> None:
+        self._scales = [
+            [kind.std(0).clamp_min(_LEAST_DEVIATION) * kind.shape[1] ** 0.5 for kind in kinds]
+            for kinds in known
+        ]
+        self._known = [
+            [kind / scale for kind, scale in zip(kinds, scales, strict=True)]
+            for kinds, scales in zip(known, self._scales, strict=True)
+        ]
+        self._made: list[list[list[tuple[torch.Tensor, ...]]]] = [[[] for _ in known] for _ in range(steps)]
+
+    def __call__(
+        self, features: Sequence[torch.Tensor], steps: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean over tiles, with kinds of features (N, F), of the distance from real ones of their tissues
+        (N,) less that from those made lately in the same steps (N,), averaged over kinds (scalar).
+        """
+        total = features[0].new_zeros(())
+        for row, (step, label) in enumerate(zip(steps.tolist(), labels.tolist(), strict=True)):
+            lately = self._made[step][label]
+            own = [
+                kind[row] / s.to(kind.device) for kind, s in zip(features, self._scales[label], strict=True)
+            ]
+            for i, (mine, known) in enumerate(zip(own, self._known[label], strict=True)):
+                apart = _distance(mine, known)
+                if len(lately) >= _LEAST_MADE:
+                    apart = apart - _distance(mine, torch.stack([each[i] for each in lately]))
+                total = total + apart
+            lately.append(tuple(each.detach().cpu() for each in own))
+            del lately[:-_MADE_PER_TISSUE]
+        return total / (len(labels) * len(features))
+
+
+def _distance(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Mean distance (scalar) of a vector (F,) from others (M, F)."""
+    return (others.to(one.device) - one).square().sum(1).add(1e-8).sqrt().mean()
+
+
 class AdversarialLoraTask(LoraTask):
     """An adapter against a rival. `validator` measures for the log, and lends the rival the features of the
     configured layers.
@@ -154,13 +210,13 @@ class AdversarialLoraTask(LoraTask):
         rival = TileRival(self.adversarial.rival_width, widths)
         self.rival = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
-        self._times = torch.tensor(step_times(self.adversarial.steps))
-        self._chances = torch.full_like(self._times, 1.0)
-        if len(self._times) > 1:
-            self._chances[1:] = (1 - self.adversarial.first_step) / (len(self._times) - 1)
-            self._chances[0] = self.adversarial.first_step
+        how = self.adversarial
+        self._steps = FewSteps(how.steps, how.first_step, how.on_policy)
         self._wanted = torch.stack([self._power_of(tissue.index) for tissue in TISSUES])
         self._power = self._wanted.repeat(self.adversarial.steps, 1, 1)
+        self._spread: TissueSpread | None = None
+        if self.adversarial.spread:
+            self._spread = TissueSpread([self._known(t.index) for t in TISSUES], self.adversarial.steps)
         self._prompts = self.captions([tissue.prompt for tissue in TISSUES])
         self._last: tuple[_Shown, _Shown, torch.Tensor, torch.Tensor] | None = None
 
@@ -170,11 +226,29 @@ class AdversarialLoraTask(LoraTask):
         chosen = chosen[:: max(1, len(chosen) // 1000)]
         return tile_power(to_model_range(self.train.images[chosen])).mean(0)
 
+    def _known(self, tissue: int) -> list[torch.Tensor]:
+        """Kinds of features of training tiles of a tissue, moved as those that are made."""
+        chosen = np.flatnonzero(self.train.labels == tissue)
+        chosen = chosen[:: max(1, len(chosen) // _KNOWN_PER_TISSUE)][:_KNOWN_PER_TISSUE]
+        data = self.pipeline.standardise(to_model_range(self.train.images[chosen]))
+        with torch.no_grad():
+            return self._kinds(data, self._show(data, torch.Generator().manual_seed(tissue)))
+
+    def _kinds(self, made: torch.Tensor, shown: _Shown) -> list[torch.Tensor]:
+        """What variety is measured by, each (N, F): power, attributes, and mean features where there are."""
+        tiles = self.pipeline.restore(made)
+        return [
+            tile_power(tiles).log(),
+            attributes_of(tiles)[0],
+            *(each.mean((2, 3)) for each in shown.features),
+        ]
+
     def _batch_of(
         self, split: Split, chosen: npt.NDArray[np.int64], generator: torch.Generator
     ) -> TissueBatch:
         batch = super()._batch_of(split, chosen, generator)
-        return TissueBatch(batch.tiles, batch.context, torch.from_numpy(split.labels[chosen]))
+        labels = torch.from_numpy(split.labels[chosen])
+        return TissueBatch(batch.tiles, batch.texts, batch.context, labels)
 
     def _out_of_tune(self, made: torch.Tensor, step: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """What grows with the power of standardised tiles (N, 3, 28, 28) where tiles of their tissue (N,) had
@@ -196,35 +270,42 @@ class AdversarialLoraTask(LoraTask):
             return _Shown(moved, [])
         return _Shown(moved, list(self._features.to(tiles.device)(self.pipeline.restore(moved)).values()))
 
-    def made_from(
-        self, model: nn.Module, noisy: torch.Tensor, time: torch.Tensor, context: TextContext
-    ) -> torch.Tensor:
-        """Tiles (N, 3, 28, 28), standardised, that the network sees in noisy ones at times (N,) in [0, 1]."""
-        velocity = predict_velocity(model, self._fold, noisy, time * TIME_SCALE, context)
-        made: torch.Tensor = noisy - time.view(-1, 1, 1, 1) * velocity.float()
-        return made
+    def _maker(self, model: nn.Module, context: TextContext) -> Make:
+        """What the network sees in noisy tiles with contexts (N): standardised tiles."""
+
+        def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+            text = TextContext(context.states[where], context.mask[where])
+            velocity = predict_velocity(model, self._fold, noisy, time * TIME_SCALE, text)
+            made: torch.Tensor = noisy - time.view(-1, 1, 1, 1) * velocity.float()
+            return made
+
+        return make
 
     def loss(self, model: nn.Module, batch: FlowBatch, generator: torch.Generator) -> torch.Tensor:
-        """What the rival says of the tiles that are made, and their distance from those that were noised."""
+        """What the rival says of the tiles that are made, their distance from those that were noised, and
+        what else the configuration gives a weight.
+        """
         if not isinstance(batch, TissueBatch):
             raise TypeError("an adversarial batch knows its tissues")
         config = self.adversarial
         device = next(model.parameters()).device
         data = self.pipeline.standardise(batch.tiles).to(device)
-        noise = torch.randn(data.shape, generator=generator).to(device)
-        chosen = torch.multinomial(self._chances, len(data), replacement=True, generator=generator)
-        time = self._times[chosen].to(device)
-        level = time.view(-1, 1, 1, 1)
-        noisy = ((1 - level) * data + level * noise).contiguous(memory_format=torch.channels_last)
         context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
-        made = self.made_from(model, noisy, time, context)
+        make = self._maker(model, context)
+        given = self._steps.noise(data, make, generator)
+        made = make(given.noisy, given.time, torch.ones_like(given.own))
         text = pooled_text(context)
         squared = (made - data).square().mean((1, 2, 3))
-        total = config.reconstruction * ((1 - time).square() * squared).mean()
+        total = config.reconstruction * (given.left * squared).mean()
         labels = batch.labels.to(device)
+        if config.attributes:
+            wording = distance_from_wording(self.pipeline.restore(made), asked_by(batch.texts))
+            total = total + config.attributes * wording
         if config.spectrum:
-            total = total + config.spectrum * self._out_of_tune(made, chosen, labels)
+            total = total + config.spectrum * self._out_of_tune(made, given.step, labels)
         shown = self._show(made, generator)
+        if self._spread is not None:
+            total = total + config.spread * self._spread(self._kinds(made, shown), given.step, batch.labels)
         if int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for
             logits = self.rival(shown.tiles, text, labels, shown.features)
@@ -248,15 +329,8 @@ class AdversarialLoraTask(LoraTask):
 
     def sample(self, model: nn.Module, context: TextContext, generator: torch.Generator) -> torch.Tensor:
         """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained."""
-        shape = (len(context), 3, *self.train.images.shape[1:3])
-        noisy = torch.randn(shape, generator=generator)
-        made = noisy
-        for i, time in enumerate(self._times):
-            if i:
-                noisy = (1 - time) * made + time * torch.randn(shape, generator=generator)
-            made = self.made_from(
-                model, noisy.contiguous(memory_format=torch.channels_last), time.expand(len(context)), context
-            )
+        like = torch.empty(len(context), 3, *self.train.images.shape[1:3])
+        made = self._steps.sample(like, self._maker(model, context), generator)
         return self.pipeline.restore(made)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -230,66 +230,38 @@ class DetailBatch:
     context: TextContext
 
 
-class DetailTask:
-    """The diffusion; the autoencoder is frozen and only encodes batches."""
+class DetailSampling:
+    """What tasks over the detail channels share: batches, captions, and how the pipeline is saved. Only the
+    diffusion learns; the autoencoder is frozen.
+    """
 
     def __init__(
         self,
-        config: DetailConfig,
-        autoencoder: DetailAutoencoder,
-        tiles: HiresTiles | None = None,
-        encoder: TextEncoder | None = None,
-        validator: Validator | None = None,
+        crops: CropConfig,
+        flow: FlowConfig,
+        prompts: float,
+        pipeline: DetailPipeline,
+        tiles: HiresTiles,
+        encoder: TextEncoder | None,
+        validator: Validator | None,
     ) -> None:
-        torch.manual_seed(config.optim.seed)
-        self.config = config
-        self.train = tiles or HiresTiles()
+        self.crops, self.flow, self.prompts = crops, flow, prompts
+        self.train = tiles
+        self.pipeline = pipeline
         self._validator = validator
         self._captions = CaptionEncoder(encoder or TextEncoder())
-        channels = int(autoencoder.config.detail_channels)
-        unet = UNet2DConditionModel(**config.unet).to(memory_format=torch.channels_last)
-        if (unet.config.in_channels, unet.config.out_channels) != (3 + channels, channels):
-            raise TrainingError(
-                f"The autoencoder has {channels} detail channels, so `unet.in_channels` must be "
-                f"{3 + channels} and `unet.out_channels` {channels}."
-            )
-        unet.set_attn_processor(AttnProcessor())  # quicker backward than torch's fused attention
-        autoencoder.eval().requires_grad_(False)
-        mean, std = self._statistics(autoencoder)
-        self.pipeline = DetailPipeline(
-            unet,
-            autoencoder,
-            FlowMatchEulerDiscreteScheduler(),
-            mean,
-            std,
-            steps=config.steps,
-            guidance=config.guidance,
-        )
-        self.model: nn.Module = unet
-
-    def _statistics(self, autoencoder: DetailAutoencoder) -> tuple[list[float], list[float]]:
-        """Mean and deviation of each detail channel over training crops."""
-        crops = self.config.crops
-        tiles = self.train.colour.fitting(crops.edge).centres(crops.edge, STATISTICS_TILES)
-        if not len(tiles):
-            raise TrainingError(f"No tile of the training set has an edge of {crops.edge} px.")
-        with torch.inference_mode():
-            detail = torch.cat(
-                [
-                    autoencoder.encode(to_model_range(tiles[start : start + VALIDATION_BATCH]))
-                    for start in range(0, len(tiles), VALIDATION_BATCH)
-                ]
-            )
-        return detail.mean((0, 2, 3)).tolist(), detail.std((0, 2, 3)).clamp_min(1e-3).tolist()
+        pipeline.autoencoder.eval().requires_grad_(False)
+        pipeline.unet.set_attn_processor(AttnProcessor())  # quicker backward than torch's fused attention
+        self.model: nn.Module = pipeline.unet.to(memory_format=torch.channels_last)
 
     def batch(self, size: int, generator: torch.Generator) -> DetailBatch:
         """Crops with their captions."""
-        tiles = draw(self.train, self.config.crops, size, generator).tiles
+        tiles = draw(self.train, self.crops, size, generator).tiles
         return self._batch_of(tiles, generator)
 
     def _batch_of(self, tiles: torch.Tensor, generator: torch.Generator) -> DetailBatch:
         texts = self.describe(from_model_range(reduce_to_native(tiles)), generator)
-        return DetailBatch(tiles, self._captions(self.config.flow.dropped(texts, generator)))
+        return DetailBatch(tiles, self._captions(self.flow.dropped(texts, generator)))
 
     def describe(self, thumbnails: npt.NDArray[np.uint8], generator: torch.Generator) -> list[str]:
         """One caption for each thumbnail (N, s, s, 3), before text is dropped: measured attributes, for some
@@ -299,8 +271,8 @@ class DetailTask:
         texts = []
         for prompt, words in zip(prompts, phrases(thumbnails), strict=True):
             named, alone = torch.rand(2, generator=generator).tolist()
-            attributes = self.config.flow.attributes_of(words, generator)
-            if prompt and named < self.config.prompts:
+            attributes = self.flow.attributes_of(words, generator)
+            if prompt and named < self.prompts:
                 texts.append(prompt if alone < 0.5 or not attributes else f"{prompt}; {attributes}")
             else:
                 texts.append(attributes)
@@ -318,14 +290,59 @@ class DetailTask:
             for confidence, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
+    def _encoded(self, batch: DetailBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Thumbnails (N, 3, s, s) and standardised detail channels (N, k, s, s) of a batch."""
+        tiles = batch.tiles.to(device)
+        with torch.no_grad():
+            encoded = self.pipeline.autoencoder.to(device).encode(tiles).float()
+            return reduce_to_native(tiles), self.pipeline.standardise(encoded)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """The averaged pipeline with its autoencoder, in half precision, as diffusers writes it."""
+        self.pipeline.unet.load_state_dict(model.state_dict())
+        self.pipeline.to(dtype=torch.float16)
+        self.pipeline.save_pretrained(folder / "detail")
+        self.pipeline.to(dtype=torch.float32)
+        write_held_out(self.train, folder)
+
+
+class DetailTask(DetailSampling):
+    """The diffusion from scratch, by flow matching."""
+
+    def __init__(
+        self,
+        config: DetailConfig,
+        autoencoder: DetailAutoencoder,
+        tiles: HiresTiles | None = None,
+        encoder: TextEncoder | None = None,
+        validator: Validator | None = None,
+    ) -> None:
+        torch.manual_seed(config.optim.seed)
+        self.config = config
+        tiles = tiles or HiresTiles()
+        channels = int(autoencoder.config.detail_channels)
+        unet = UNet2DConditionModel(**config.unet)
+        if (unet.config.in_channels, unet.config.out_channels) != (3 + channels, channels):
+            raise TrainingError(
+                f"The autoencoder has {channels} detail channels, so `unet.in_channels` must be "
+                f"{3 + channels} and `unet.out_channels` {channels}."
+            )
+        mean, std = _statistics(autoencoder.eval(), tiles, config.crops.edge)
+        pipeline = DetailPipeline(
+            unet,
+            autoencoder,
+            FlowMatchEulerDiscreteScheduler(),
+            mean,
+            std,
+            steps=config.steps,
+            guidance=config.guidance,
+        )
+        super().__init__(config.crops, config.flow, config.prompts, pipeline, tiles, encoder, validator)
+
     def loss(self, model: nn.Module, batch: DetailBatch, generator: torch.Generator) -> torch.Tensor:
         """Mean squared error of the predicted velocity, noise minus data, in standardised units."""
         device = next(model.parameters()).device
-        tiles = batch.tiles.to(device)
-        with torch.no_grad():
-            thumbnails = reduce_to_native(tiles)
-            encoded = self.pipeline.autoencoder.to(device).encode(tiles).float()
-            data = self.pipeline.standardise(encoded)
+        thumbnails, data = self._encoded(batch, device)
         noise = torch.randn(data.shape, generator=generator).to(device)
         time = self.config.flow.times(len(data), generator).to(device)
         level = time.view(-1, 1, 1, 1)
@@ -347,10 +364,19 @@ class DetailTask:
                 losses.append(float(self.loss(model, self._batch_of(part, generator), generator)))
         return {"val_loss": float(np.mean(losses))}
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """The averaged pipeline with its autoencoder, in half precision, as diffusers writes it."""
-        self.pipeline.unet.load_state_dict(model.state_dict())
-        self.pipeline.to(dtype=torch.float16)
-        self.pipeline.save_pretrained(folder / "detail")
-        self.pipeline.to(dtype=torch.float32)
-        write_held_out(self.train, folder)
+
+def _statistics(
+    autoencoder: DetailAutoencoder, source: HiresTiles, edge: int
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each detail channel over training crops."""
+    tiles = source.colour.fitting(edge).centres(edge, STATISTICS_TILES)
+    if not len(tiles):
+        raise TrainingError(f"No tile of the training set has an edge of {edge} px.")
+    with torch.inference_mode():
+        detail = torch.cat(
+            [
+                autoencoder.encode(to_model_range(tiles[start : start + VALIDATION_BATCH]))
+                for start in range(0, len(tiles), VALIDATION_BATCH)
+            ]
+        )
+    return detail.mean((0, 2, 3)).tolist(), detail.std((0, 2, 3)).clamp_min(1e-3).tolist()

@@ -142,7 +142,11 @@ class DecoderTask:
     ) -> torch.Tensor:
         channels = int(self.pipeline.autoencoder.config.detail_channels)
         noise = torch.randn(len(thumbnails), channels, *thumbnails.shape[2:], generator=generator)
-        return self.pipeline.sample(thumbnails, context, self._unconditional, noise).float()
+        generators = [generator] * len(thumbnails)
+        sampled: torch.Tensor = self.pipeline.sample(
+            thumbnails, context, self._unconditional, noise, generators=generators
+        )
+        return sampled.float()
 
     def loss(self, model: nn.Module, batch: DecoderBatch, generator: torch.Generator) -> torch.Tensor:
         """The weighted sum that the configuration describes."""

@@ -37,6 +37,9 @@ class OptimConfig(BaseModel):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    rival_rate: float = Field(
+        default=1.0, gt=0, description="Learning rate of a rival, in that of the model, where there is one."
+    )
     final_learning_rate_fraction: float = Field(default=0.01, ge=0, le=1)
     warmup_steps: int = Field(default=200, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -91,7 +94,7 @@ class Task(Protocol):
 class AdversarialTask(Protocol):
     """A task whose model is also trained against a second network, which has an optimiser of its own.
 
-    After each step of the model the rival takes one on the same batch, at the same learning rate.
+    After each step of the model the rival takes one on the same batch, at a learning rate of its own.
     """
 
     rival: nn.Module
@@ -208,7 +211,7 @@ class Run:
             self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
             if self.rivalry is not None:
-                self.rivalry.step(batch, rate)
+                self.rivalry.step(batch, rate * config.rival_rate)
             elapsed = time.perf_counter() - started
             state.step += 1
             state.learning_rate = rate

@@ -102,6 +102,20 @@ class AdversarialConfig(BaseModel):
         ge=0,
         description="Weight of what moves the mean power of a tissue at each frequency to that of real ones.",
     )
+    attributes: float = Field(
+        default=0.0, ge=0, description="Weight of how far tiles are from the attributes that were asked for."
+    )
+    spread: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the energy distance between the tiles made of a tissue and real ones.",
+    )
+    on_policy: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the tiles of later steps that start from what the step before makes.",
+    )
     features: list[str] = Field(
         default_factory=list, description="Layers of the validator whose features the rival sees too."
     )
@@ -164,9 +178,10 @@ class LoraConfig(BaseModel):
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Clean tiles (N, 3, 28, 28) in [-1, 1] with the context of their captions."""
+    """Clean tiles (N, 3, 28, 28) in [-1, 1] with their captions and the context of these."""
 
     tiles: torch.Tensor
+    texts: list[str]
     context: TextContext
 
 
@@ -209,7 +224,7 @@ class FlowTask:
         turned = dihedral(torch.from_numpy(split.images[chosen]).permute(0, 3, 1, 2), generator)
         tiles = np.ascontiguousarray(turned.permute(0, 2, 3, 1).numpy())
         texts = self.flow.dropped(self.describe(tiles, split.labels[chosen], generator), generator)
-        return FlowBatch(to_model_range(tiles), self.captions(texts))
+        return FlowBatch(to_model_range(tiles), texts, self.captions(texts))
 
     def loss(self, model: nn.Module, batch: FlowBatch, generator: torch.Generator) -> torch.Tensor:
         """Mean squared error of the predicted velocity, noise minus data, in standardised units."""

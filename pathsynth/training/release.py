@@ -36,6 +36,7 @@ SHEET_FILE = "reports/tiles.png"
 SHEET_COLUMNS = 4
 SHEET_EDGE = 112
 SHEET_ATTEMPTS = 200
+STAGES = {"detail": "diffusion", "detail-adversarial": "adversarial", "detail-decoder": "decoder"}
 Say = Callable[[str], None]
 
 
@@ -72,17 +73,18 @@ def forget_where_from(model: Path) -> None:
 def add_detail(weights: Path, run: Path) -> None:
     """Copy the detail pipeline of a finished run, and note how its parts were trained.
 
-    The run is one of the diffusion, or of the decoder after it.
+    The run is one of the diffusion, or of a stage after it.
 
     Raises:
         TrainingError: the run, or one that it goes back to, is not finished or not there.
     """
     runs = run.absolute().parent
-    record = diffusion = read_run(run)
+    record = stage = read_run(run)
     stages = {}
-    if record["config"]["kind"] == "detail-decoder":
-        diffusion = stages["diffusion"] = read_run(runs / Path(record["config"]["pipeline"]).parent)
-    stages["autoencoder"] = read_run(runs / Path(diffusion["config"]["autoencoder"]).parent)
+    while "pipeline" in stage["config"]:
+        stage = read_run(runs / Path(stage["config"]["pipeline"]).parent)
+        stages[STAGES[stage["config"]["kind"]]] = stage
+    stages["autoencoder"] = read_run(runs / Path(stage["config"]["autoencoder"]).parent)
     add_model(weights, "detail", run, "detail")
     write_manifest(weights, {"detail": record | stages})
 

@@ -294,6 +294,7 @@ def test_the_average_follows_the_weights() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_configuration_that_ships_fits(path: Path) -> None:
     from pathsynth.training.detail import AutoencoderConfig, DetailConfig
+    from pathsynth.training.detail_adversarial import AdversarialDetailConfig
     from pathsynth.training.detail_decoder import DecoderConfig
     from pathsynth.training.hires import HiresConfig
     from pathsynth.training.stable_diffusion import StableDiffusionConfig
@@ -307,6 +308,7 @@ def test_every_configuration_that_ships_fits(path: Path) -> None:
         "detail-autoencoder": AutoencoderConfig,
         "detail": DetailConfig,
         "detail-decoder": DecoderConfig,
+        "detail-adversarial": AdversarialDetailConfig,
         "hires": HiresConfig,
     }
 

@@ -10,7 +10,13 @@ from torch import nn
 from pathsynth.errors import TrainingError, WeightsError
 from pathsynth.layout import LORA_FILE
 from pathsynth.text import CONTEXT_WIDTH, TextEncoder
-from pathsynth.training.adversarial import AdversarialLoraTask, TileRival, TissueBatch, shifted
+from pathsynth.training.adversarial import (
+    AdversarialLoraTask,
+    TileRival,
+    TissueBatch,
+    TissueSpread,
+    shifted,
+)
 from pathsynth.training.engine import OptimConfig, Run, run
 from pathsynth.training.layout import AdversarialConfig, FlowConfig, LoraConfig, LoraTask
 from pathsynth.validator import to_model_range
@@ -140,6 +146,61 @@ def test_power_is_asked_to_fall_where_a_tissue_has_too_much_and_to_rise_where_to
     assert change[0] < 0 < change[1]
     untouched = task._power[:, 7]
     assert torch.equal(untouched, task._wanted[7].expand_as(untouched))
+
+
+def test_spread_draws_to_real_tiles_and_apart_from_those_made_lately() -> None:
+    known = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    spread = TissueSpread([[known], [known + 50]], 1)
+    step, labels = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    for _ in range(40):  # everything lately was made at the same place, right of the middle
+        spread([torch.tensor([[0.5, 0.0]])], step, labels)
+    here = torch.tensor([[0.6, 0.0]], requires_grad=True)
+    (apart,) = torch.autograd.grad(spread([here], step, labels), here)
+    assert apart[0, 0] < 0  # a step against it leads away from the others
+    far = torch.tensor([[9.0, 0.0]], requires_grad=True)
+    (apart,) = torch.autograd.grad(spread([far], torch.zeros(1).long(), torch.ones(1).long()), far)
+    assert (apart < 0).all()  # nothing was made of this tissue yet: to the real ones, at 50
+
+
+def test_spread_is_least_for_what_is_spread_as_real_tiles_are() -> None:
+    random = torch.Generator().manual_seed(0)
+    known = torch.randn(256, 3, generator=random)
+
+    def mean_of(scale: float) -> float:
+        spread, found = TissueSpread([[known]], 1), []
+        for _ in range(300):
+            made = scale * torch.randn(1, 3, generator=random)
+            found.append(float(spread([made], torch.zeros(1).long(), torch.zeros(1).long())))
+        at = torch.cdist(known, known).mean() / 3**0.5  # E|x - y| of real ones, to be added to either
+        assert at > 0
+        return float(torch.tensor(found[40:]).mean()) + 0.5 * _apart(scale, random)
+
+    collapsed, right, wide = (mean_of(scale) for scale in (0.1, 1.0, 3.0))
+    assert right < collapsed
+    assert right < wide
+
+
+def _apart(scale: float, random: torch.Generator) -> float:
+    """Mean distance of two tiles made, of which the loss counts the whole and the energy distance half."""
+    one, other = (scale * torch.randn(2000, 3, generator=random) for _ in range(2))
+    return float((one - other).norm(dim=1).mean()) / 3**0.5
+
+
+def test_all_that_can_have_a_weight_has_a_gradient(encoder: TextEncoder) -> None:
+    losses = []
+    silent = AdversarialConfig(
+        rival_width=4, rival_from=99, reconstruction=0.0, features=["layer1"], on_policy=1.0
+    )
+    for name in ("attributes", "spread"):
+        alone = silent.model_copy(update={name: 1.0})
+        task = task_of(encoder, adversarial=alone)
+        generator = torch.Generator().manual_seed(0)
+        loss = task.loss(task.model, task.batch(18, generator), generator)
+        loss.backward()
+        gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
+        assert any(gradient.abs().sum() > 0 for gradient in gradients)
+        losses.append(float(loss.detach()))
+    assert losses[0] > 0
 
 
 def test_shifted_tiles_are_moved_by_at_most_three_pixels() -> None:

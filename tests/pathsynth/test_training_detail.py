@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pathsynth.detail import load_autoencoder, load_detail_pipeline
+from pathsynth.detail import load_autoencoder, load_detail_pipeline, predict_detail_velocity
 from pathsynth.errors import DataError, TrainingError
 from pathsynth.images import to_native
 from pathsynth.realism import radial_spectrum
@@ -27,6 +27,11 @@ from pathsynth.training.detail import (
     DetailTask,
     draw,
     seen_as,
+)
+from pathsynth.training.detail_adversarial import (
+    AdversarialDetailConfig,
+    AdversarialDetailTask,
+    DiffusionFeatures,
 )
 from pathsynth.training.detail_decoder import DecoderConfig, DecoderTask
 from pathsynth.training.engine import AdversarialTask, OptimConfig, Run, run
@@ -448,6 +453,84 @@ def test_a_batch_without_a_half_is_refused(tiles: HiresTiles, encoder: TextEncod
         decoder_task(tiles, encoder, optim=OPTIM.model_copy(update={"batch_size": 1}))
 
 
+# The diffusion against a rival
+
+
+def rival_task(tiles: HiresTiles, encoder: TextEncoder, **fields: Any) -> AdversarialDetailTask:
+    defaults: dict[str, Any] = {"optim": OPTIM, "crops": CropConfig(edge=64), "rival_width": 4}
+    config = AdversarialDetailConfig(
+        kind="detail-adversarial", pipeline=Path("unused"), **(defaults | fields)
+    )
+    return AdversarialDetailTask(config, tiny.detail_pipeline(), tiny.validator(), tiles, encoder)
+
+
+def test_only_the_diffusion_learns_against_the_rival(
+    tiles: HiresTiles, encoder: TextEncoder, tmp_path: Path
+) -> None:
+    task = rival_task(tiles, encoder)
+    assert isinstance(task, AdversarialTask)
+    frozen = [*task._features.parameters(), *task.pipeline.autoencoder.parameters()]
+    before = [weight.clone() for weight in frozen]
+    first = {name: weight.clone() for name, weight in task.pipeline.unet.state_dict().items()}
+    state = run(task, OPTIM, tmp_path)
+    assert {"val_spectrum", "val_deviation"} == state.metrics.keys()
+    # The autoencoder was saved in half precision.
+    assert all(torch.equal(a.half(), b.half()) for a, b in zip(before, frozen, strict=True))
+    pipeline = load_detail_pipeline(tmp_path / "detail")
+    after = pipeline.unet.state_dict()
+    assert any(not torch.equal(weight.half().float(), after[name]) for name, weight in first.items())
+    assert pipeline.scheduler.config.stochastic_sampling
+    assert (pipeline.config.steps, pipeline.config.guidance) == (4, 1.0)
+    assert (tmp_path / "held-out.txt").read_text(encoding="utf-8").split() == tiles.held_out_files
+
+
+def test_a_tile_of_fresh_noise_depends_on_its_own_generator_alone(
+    tiles: HiresTiles, encoder: TextEncoder, tmp_path: Path
+) -> None:
+    pipeline = rival_task(tiles, encoder).pipeline
+    thumbnails, context = torch.zeros(2, 3, 8, 8), tiny.contexts(2)
+
+    def make(chosen: slice, seeds: list[int]) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipeline(thumbnails[chosen], context[chosen], tiny.contexts(1), generators)
+
+    both, again = make(slice(2), [1, 2]), make(slice(2), [1, 2])
+    alone, other = make(slice(1, 2), [2]), make(slice(1, 2), [3])
+    assert torch.equal(both, again)
+    assert torch.allclose(both[1:], alone, atol=1e-4)
+    assert not torch.allclose(alone, other, atol=1e-2)
+
+
+def test_features_are_those_of_the_diffusion(tiles: HiresTiles, encoder: TextEncoder) -> None:
+    task = rival_task(tiles, encoder)
+    unet, features = task.pipeline.unet, DiffusionFeatures(task.pipeline)
+    context, time = tiny.contexts(2), torch.tensor([100.0, 300.0])
+    noisy, thumbnails = torch.randn(2, 2, 8, 8), torch.randn(2, 3, 8, 8)
+    middle: list[torch.Tensor] = []
+    unet.mid_block.register_forward_hook(lambda module, given, made: middle.append(made))
+    with torch.no_grad():
+        predict_detail_velocity(unet, noisy, thumbnails, time, context)
+        seen = features(noisy, thumbnails, time, context)
+    assert torch.allclose(seen[-1], middle[0], atol=1e-5)
+    assert [each.shape[1] for each in seen] == features.widths
+
+
+def test_the_rival_tells_made_detail_from_real(tiles: HiresTiles, encoder: TextEncoder) -> None:
+    task = rival_task(tiles, encoder, rival_from=9999)
+    optimizer = torch.optim.Adam(task.rival.parameters(), 2e-3)
+    generator, losses = torch.Generator().manual_seed(0), []
+    for _ in range(40):
+        batch = task.batch(6, generator)
+        with torch.no_grad():
+            task.loss(task.model, batch, generator)
+        loss = task.rival_loss(task.rival, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
 def test_all_stages_are_trained_by_one_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: Path
 ) -> None:
@@ -487,7 +570,13 @@ def test_all_stages_are_trained_by_one_command(
         f"{optim}{crops}",
         encoding="utf-8",
     )
-    for config, name in ((first, "one"), (second, "two"), (third, "three")):
+    fourth = tmp_path / "fourth.toml"
+    fourth.write_text(
+        f'kind = "detail-adversarial"\npipeline = "three/detail"\nrival_width = 4\n{optim}'
+        "[crops]\nedge = 64\n",
+        encoding="utf-8",
+    )
+    for config, name in ((first, "one"), (second, "two"), (third, "three"), (fourth, "four")):
         training.start("detail", config, tmp_path / name, False, None, lambda *_: None)
     target = tmp_path / "weights"
     assert release.main([str(target), "--detail", str(tmp_path / "two"), "--only-copy"]) == 0
@@ -500,5 +589,13 @@ def test_all_stages_are_trained_by_one_command(
     assert component["config"]["kind"] == "detail-decoder"
     assert component["diffusion"]["config"]["kind"] == "detail"
     assert component["autoencoder"]["config"]["kind"] == "detail-autoencoder"
+    assert release.main([str(target), "--detail", str(tmp_path / "four"), "--only-copy"]) == 0
+    component = Weights(target).manifest.components["detail"]
+    assert component["config"]["kind"] == "detail-adversarial"
+    assert [component[stage]["config"]["kind"] for stage in ("decoder", "diffusion", "autoencoder")] == [
+        "detail-decoder",
+        "detail",
+        "detail-autoencoder",
+    ]
     (tmp_path / "one" / "run.json").unlink()
     assert release.main([str(target), "--detail", str(tmp_path / "two"), "--only-copy"]) == 1

@@ -1,0 +1,63 @@
+"""What is noised for a few steps, and sampling with them."""
+
+import pytest
+import torch
+
+from pathsynth.training.few_steps import FewSteps, noised
+
+DATA = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+
+
+def to_hundred(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(noisy, 100.0)
+
+
+def test_later_steps_start_from_data_or_from_what_was_made_before() -> None:
+    steps, generator = FewSteps(4, 0.25, 0.5), torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(40):
+        given = steps.noise(DATA, to_hundred, generator)
+        assert given.time.tolist() == pytest.approx([1 - 0.25 * step for step in given.step.tolist()])
+        from_model = given.noisy.mean((1, 2, 3)) > 15  # a quarter of 100 and noise, or at most 3 and noise
+        assert from_model.tolist() == given.own.tolist()
+        assert (given.left > 0).tolist() == (~given.own & (given.step > 0)).tolist()
+        seen |= set(zip(given.step.tolist(), given.own.tolist(), strict=True))
+    assert seen == {(0, False), *((step, own) for step in (1, 2, 3) for own in (False, True))}
+
+
+def test_the_step_before_is_asked_at_its_own_time() -> None:
+    asked: list[float] = []
+
+    def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        asked.extend(time.tolist())
+        assert len(noisy) == int(where.sum())
+        return noisy
+
+    given = FewSteps(2, 0.5, 1.0).noise(DATA, make, torch.Generator().manual_seed(3))
+    assert asked == [1.0] * int((given.step == 1).sum())
+    assert given.own.tolist() == (given.step == 1).tolist()
+
+
+def test_sampling_starts_from_noise_alone_and_ends_with_what_is_made() -> None:
+    times: list[float] = []
+
+    def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        times.append(float(time[0]))
+        if len(times) == 1:
+            assert torch.equal(noisy, torch.randn(DATA.shape, generator=torch.Generator().manual_seed(5)))
+        return torch.full_like(noisy, float(len(times)))
+
+    made = FewSteps(4, 0.4, 0.5).sample(DATA, make, torch.Generator().manual_seed(5))
+    assert times == [1.0, 0.75, 0.5, 0.25]
+    assert (made == 4).all()
+
+
+def test_one_step_is_all_noise() -> None:
+    given = FewSteps(1, 0.4, 1.0).noise(DATA, to_hundred, torch.Generator().manual_seed(0))
+    assert given.time.tolist() == [1.0] * 4
+    assert not given.own.any()
+    assert given.left.tolist() == [0.0] * 4
+
+
+def test_noise_of_time_zero_is_none() -> None:
+    assert torch.equal(noised(DATA, torch.zeros(4), torch.Generator().manual_seed(0)), DATA)
