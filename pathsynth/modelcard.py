@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pathsynth.errors import WeightsError
 from pathsynth.records import Comparison, DetailReport, FullReport, Measured, SetFigures
 from pathsynth.tissues import CODES, TISSUES
-from pathsynth.weights import Weights
+from pathsynth.weights import Manifest, Weights, belongs
 
 CARD = "MODEL_CARD.md"
 REPORTS = "reports"
@@ -39,6 +39,16 @@ _TITLES: Final = {
     "judge": "Judge on real tiles",
     "generator": "Generator: first tiles, none discarded, as the validator names them",
     "loop": "Loop: accepted tiles, as the independent judge names them",
+}
+
+_GENERATOR: Final = ("validator", "judge", "layout", "lora/default", "contexts")
+# The components that each kind of report is about.
+_MEASURED: Final = {
+    "validator": ("validator",),
+    "judge": ("judge",),
+    "generator": _GENERATOR,
+    "loop": (*_GENERATOR, "near-copies"),
+    "detail": ("validator", "contexts", "detail"),
 }
 
 _NOTICE = """\
@@ -112,11 +122,11 @@ def write_model_card(folder: Path) -> Path:
         _ORIGIN,
         _contents(weights),
         "## Beside the paper",
-        _beside_paper(plain, weights.model),
+        _beside_paper(plain, weights.manifest),
         "## Figures",
-        *(_report(name, report, weights.model) for name, report in plain.items()),
+        *(_report(name, report, weights.manifest) for name, report in plain.items()),
         *_adapters(adapters),
-        *_detail(folder, weights.model),
+        *_detail(folder, weights.manifest),
         *(_comparison(table) for table in comparisons.values()),
         *_pictures(folder),
         "## Data and licences",
@@ -183,32 +193,37 @@ def _number(value: str | float | None) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _facts(report: FullReport, own: str) -> str:
+def _facts(report: FullReport, own: Manifest) -> str:
     facts = [f"split {report.split}" if report.split else "generated tiles", f"n = {report.n:,}"]
     if report.seed is not None:
         facts.append(f"seed {report.seed}")
-    facts.append(f"weights {report.model}")
-    if report.model != own:
-        facts.append("**not these weights: measure again**")
+    facts.append(_measured_with(report, own))
     return ", ".join(facts)
+
+
+def _measured_with(report: FullReport | DetailReport, own: Manifest) -> str:
+    """The weights that a report was measured with, and whether it holds for these."""
+    parts = _MEASURED[report.what]
+    if report.model == own.model:
+        return f"weights {report.model}"
+    if own.measured(report.model, parts):
+        named = ", ".join(part for part in parts if part in own.components)
+        return f"weights {report.model}, the same in what was measured ({named})"
+    return f"weights {report.model}, **not these weights: measure again**"
 
 
 def _contents(weights: Weights) -> str:
     rows = []
     listed = weights.manifest.files
     for name in weights.manifest.components:
-        sizes = [entry.bytes for path, entry in listed.items() if _belongs(path, name)]
+        sizes = [entry.bytes for path, entry in listed.items() if belongs(path, name)]
         rows.append([f"`{name}`", str(len(sizes)), _number(sum(sizes))])
     total = sum(entry.bytes for entry in listed.values())
     rows.append(["all, with the reports", str(len(listed)), _number(total)])
     return "## Contents\n\n" + _table(["component", "files", "bytes"], rows)
 
 
-def _belongs(path: str, component: str) -> bool:
-    return path.startswith((f"{component}/", f"{component}."))
-
-
-def _beside_paper(reports: Mapping[str, FullReport], own: str) -> str:
+def _beside_paper(reports: Mapping[str, FullReport], own: Manifest) -> str:
     rows = []
     for report in reports.values():
         if report.what in ("loop", "judge"):
@@ -233,7 +248,7 @@ def _beside_paper(reports: Mapping[str, FullReport], own: str) -> str:
     )
 
 
-def _report(name: str, report: FullReport, own: str) -> str:
+def _report(name: str, report: FullReport, own: Manifest) -> str:
     low, high = report.ci95
     headline = _HEADLINES.get(report.headline, report.headline)
     parts = [
@@ -473,17 +488,16 @@ def _adapters(reports: Mapping[str, FullReport]) -> list[str]:
     return ["### LoRA adapters: first tiles, none discarded", _table(header, rows)]
 
 
-def _detail(folder: Path, own: str) -> Iterator[str]:
+def _detail(folder: Path, own: Manifest) -> Iterator[str]:
     """What the reports on the detail model say."""
     for path in sorted((folder / REPORTS).glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("what") != "detail":
             continue
         report = DetailReport.model_validate(content)
-        stale = "" if report.model == own else ", **not these weights: measure again**"
         yield f"### Detail against held-out real tiles of 224 px (`{REPORTS}/{path.name}`)"
         yield (
-            f"n = {report.n:,}, seed {report.seed}, weights {report.model}{stale}; {report.seconds:,.0f} s. "
+            f"n = {report.n:,}, seed {report.seed}, {_measured_with(report, own)}; {report.seconds:,.0f} s. "
             "Beside the detailed tiles stand a Lanczos enlargement of the same thumbnails and the "
             "autoencoder alone; for KID and FID also two halves of the real tiles."
         )

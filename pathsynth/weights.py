@@ -3,9 +3,8 @@ each file.
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathsynth.errors import WeightsError
 WEIGHTS_VARIABLE = "PATHSYNTH_WEIGHTS"
 MANIFEST = "manifest.json"
 _NOT_LISTED = {MANIFEST, "MODEL_CARD.md"}
+_EARLIER_KEPT = 12
 _LOADING_FAILED = (
     OSError,
     ValueError,
@@ -53,13 +53,18 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What the folder holds: files by path, and of each component how it was trained and on what data."""
+    """What the folder holds: files by path, and of each component how it was trained and on what data.
+
+    `earlier` has the parts of the weights that were here before, by their `model`: a report that was measured
+    with those still holds where the parts that it is about are the same.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = 1
     files: dict[str, FileEntry]
     components: dict[str, dict[str, Any]]
+    earlier: dict[str, dict[str, str]] = {}
 
     @property
     def model(self) -> str:
@@ -69,6 +74,32 @@ class Manifest(BaseModel):
             if not name.startswith("reports/"):
                 digest.update(f"{name} {entry.sha256}\n".encode())
         return digest.hexdigest()[:12]
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Short hash of the files of each component."""
+        found = {}
+        for component in self.components:
+            digest = hashlib.sha256()
+            for name, entry in sorted(self.files.items()):
+                if belongs(name, component):
+                    digest.update(f"{name} {entry.sha256}\n".encode())
+            found[component] = digest.hexdigest()[:12]
+        return found
+
+    def measured(self, model: str, components: Collection[str]) -> bool:
+        """Whether what was measured with the weights `model` holds for these: they are the same, or those of
+        `components` are that either of them has.
+        """
+        if model == self.model:
+            return True
+        before, now = self.earlier.get(model), self.parts
+        return before is not None and all(before.get(name) == now.get(name) for name in components)
+
+
+def belongs(file: str, component: str) -> bool:
+    """Whether a file of the folder is one of a component's."""
+    return file.startswith((f"{component}/", f"{component}."))
 
 
 def default_folder() -> Path:
@@ -154,8 +185,12 @@ def looks_whole(folder: Path | None = None) -> bool:
 def write_manifest(folder: Path, components: Mapping[str, Mapping[str, Any]]) -> Manifest:
     """Hash every file of `folder` and write its manifest; components not named keep what was said of them."""
     known: dict[str, dict[str, Any]] = {}
+    earlier: dict[str, dict[str, str]] = {}
     if (folder / MANIFEST).is_file():
-        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["components"]
+        before = read_manifest(folder)
+        known = before.components
+        earlier = {model: parts for model, parts in before.earlier.items() if model != before.model}
+        earlier[before.model] = before.parts
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -165,5 +200,7 @@ def write_manifest(folder: Path, components: Mapping[str, Mapping[str, Any]]) ->
     manifest = Manifest(
         files=files, components=known | {name: dict(value) for name, value in components.items()}
     )
+    earlier.pop(manifest.model, None)
+    manifest = manifest.model_copy(update={"earlier": dict(list(earlier.items())[-_EARLIER_KEPT:])})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest

@@ -68,6 +68,12 @@ class AdversarialDetailConfig(BaseModel):
     reconstruction: float = Field(
         default=1.0, ge=0, description="Weight of the squared distance from the detail that was noised."
     )
+    anchor: float = Field(
+        default=0.0,
+        ge=0,
+        description="Least share of that weight, which otherwise falls to zero where nothing but noise is "
+        "left: keeps detail away from where the thumbnail leaves none.",
+    )
     rival_width: int = Field(default=64, gt=0)
     rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
 
@@ -176,7 +182,7 @@ class AdversarialDetailTask(DetailSampling):
         given = self._steps.noise(data, make, generator)
         made = make(given.noisy, given.time, torch.ones_like(given.own))
         squared = (made - data).square().mean((1, 2, 3))
-        total: torch.Tensor = config.reconstruction * (given.left * squared).mean()
+        total: torch.Tensor = config.reconstruction * (given.left.clamp_min(config.anchor) * squared).mean()
         text, tissues = pooled_text(context), self._tissues(thumbnails)
         at = torch.empty(len(data)).uniform_(*_NOISE_OF_FEATURES, generator=generator).to(device)
         noise = torch.randn(data.shape, generator=generator).to(device)

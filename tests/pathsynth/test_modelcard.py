@@ -94,6 +94,18 @@ def test_a_report_of_other_weights_is_marked(folder: Path) -> None:
     assert "weights 0123456789ab, **not these weights: measure again**" in text
 
 
+def test_a_report_of_earlier_weights_holds_where_its_parts_are_the_same(folder: Path) -> None:
+    measured = own(folder)
+    add(folder, "validator-val", report("validator", **measured))
+    add(folder, "generator", report("generator", **measured))
+    (folder / "layout").mkdir()
+    (folder / "layout" / "model.safetensors").write_bytes(b"another")
+    write_manifest(folder, {"layout": {}})
+    text = card(folder)
+    assert f"weights {measured['model']}, the same in what was measured (validator)" in text
+    assert f"weights {measured['model']}, **not these weights: measure again**" in text
+
+
 def test_the_figures_of_the_paper_stand_beside_ours(folder: Path) -> None:
     add(folder, "validator-val", report("validator", accuracy=0.5432, **own(folder)))
     add(folder, "generator", report("generator", macro_f1=0.7654, **own(folder)))

@@ -129,6 +129,34 @@ def test_a_changed_or_added_model_file_changes_the_hash_of_the_model(folder: Pat
     assert Weights(folder).model != before
 
 
+def test_what_was_measured_holds_while_its_parts_are_the_same(folder: Path) -> None:
+    first = Weights(folder).model
+    (folder / "judge").mkdir()
+    (folder / "judge" / "model.safetensors").write_bytes(b"judge")
+    second = write_manifest(folder, {"judge": {}})
+    assert second.measured(second.model, ["judge"])
+    assert second.measured(first, ["validator"])
+    assert second.measured(first, ["validator", "detail"])  # neither has one
+    assert not second.measured(first, ["validator", "judge"])
+    assert not second.measured("0123456789ab", ["validator"])
+    (folder / "validator" / "config.json").write_bytes(b'{"temperature": 2}')
+    third = write_manifest(folder, {})
+    assert not third.measured(first, ["validator"])
+    assert third.measured(second.model, ["judge"])
+    (folder / "validator" / "config.json").write_bytes(b"{}")
+    again = write_manifest(folder, {})
+    assert again.model == second.model
+    assert again.model not in again.earlier
+    assert again.measured(third.model, ["judge"])
+
+
+def test_the_manifest_remembers_so_many_earlier_weights_and_no_more(folder: Path) -> None:
+    for i in range(20):
+        (folder / "validator" / "config.json").write_text(str(i), encoding="utf-8")
+        manifest = write_manifest(folder, {})
+    assert len(manifest.earlier) == 12
+
+
 def test_writing_the_manifest_again_keeps_what_was_said_of_other_components(folder: Path) -> None:
     manifest = write_manifest(folder, {"judge": {"steps": 5}})
     assert manifest.components == {"validator": {"steps": 3}, "judge": {"steps": 5}}
