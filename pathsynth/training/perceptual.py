@@ -6,7 +6,7 @@ Translation with Conditional Adversarial Networks*, 2017; hinge loss after Lim a
 normalisation after Miyato et al., 2018.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -43,11 +43,16 @@ class FeatureDistance(nn.Module):
         return total / len(self.stages)
 
     def _features(self, tiles: torch.Tensor) -> list[torch.Tensor]:
-        features = []
-        for stage in self.stages:
-            tiles = stage(tiles)
-            features.append(tiles)
-        return features
+        return staged(self.stages, tiles)
+
+
+def staged(stages: Iterable[nn.Module], tiles: torch.Tensor) -> list[torch.Tensor]:
+    """What comes out of each stage of a network."""
+    features = []
+    for stage in stages:
+        tiles = stage(tiles)
+        features.append(tiles)
+    return features
 
 
 class SpectrumDistance(nn.Module):
@@ -109,16 +114,45 @@ def hinge(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean())
 
 
-def imagenet_stages() -> list[nn.Module] | None:
-    """Four stages of EfficientNet-Lite0, at 1/2, 1/4, 1/8 and 1/16 of the resolution; None when the package
-    with its weights is not installed.
+class TextureRival(nn.Module):
+    """Says how real tiles look: logits of a `PatchRival`, and of every place of each kind of features of
+    another network. `seen_by_other` has the channels of the features.
+
+    `steps` counts how often it was trained, so that a resumed run knows.
+    """
+
+    steps: torch.Tensor
+
+    def __init__(self, width: int = 32, seen_by_other: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.patches = PatchRival(width)
+        self.other = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(channels, 4 * width, 1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(4 * width, 4 * width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(4 * width, 1, 1),
+            )
+            for channels in seen_by_other
+        )
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, tiles: torch.Tensor, features: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
+        others = [layer(each) for layer, each in zip(self.other, features, strict=True)]
+        return [self.patches(tiles), *others]
+
+
+def imagenet_stages(other: bool = False) -> list[nn.Module] | None:
+    """Four stages of EfficientNet-Lite0, or with `other` of Lite2, at 1/2, 1/4, 1/8 and 1/16 of the
+    resolution; None when the package with its weights is not installed.
 
     Raises:
         WeightsError: the packaged weights are not the published ones.
     """
-    from pathsynth.realism import imagenet_network
+    from pathsynth.realism import imagenet_network, other_imagenet_network
 
-    network = imagenet_network()
+    network = other_imagenet_network() if other else imagenet_network()
     if network is None:
         return None
     blocks = list(network._blocks)

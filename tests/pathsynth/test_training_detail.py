@@ -18,7 +18,7 @@ from pathsynth.images import to_native
 from pathsynth.realism import radial_spectrum
 from pathsynth.text import TextEncoder
 from pathsynth.tissues import TISSUES
-from pathsynth.training import hires
+from pathsynth.training import detail_decoder, hires
 from pathsynth.training.detail import (
     AutoencoderConfig,
     AutoencoderTask,
@@ -436,6 +436,43 @@ def test_the_decoder_sees_encoded_and_sampled_detail(tiles: HiresTiles, encoder:
     task.loss(task.model, batch, torch.Generator().manual_seed(1))
     assert torch.allclose(seen[0][:2], encoded[:2], atol=1e-5)
     assert (seen[0][2:] - encoded[2:]).abs().max() > 0.1
+
+
+def test_the_rival_may_see_features_which_stay_as_they_are(
+    tiles: HiresTiles, encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [nn.Conv2d(3, 5, 3, 2, padding=1), nn.Conv2d(5, 7, 3, 2, padding=1)]
+    asked: list[bool] = []
+
+    def packaged(other: bool = False) -> list[nn.Module]:
+        asked.append(other)
+        return list(stages)
+
+    monkeypatch.setattr(detail_decoder, "imagenet_stages", packaged)
+    task = decoder_task(tiles, encoder, rival_features=True, spectrum=0.0, encoded=0.01)
+    assert asked == [True]
+    before = [weight.clone() for stage in stages for weight in stage.parameters()]
+    for weight in [*task.rival.get_submodule("patches.layers").children()][-1].parameters():
+        nn.init.zeros_(weight)  # only what looks at features is left to say anything
+    for _ in Run(task, OPTIM).steps():
+        pass
+    after = [weight for stage in stages for weight in stage.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    heads = task.rival.get_submodule("other")
+    assert any(weight.abs().sum() > 0 for weight in heads.parameters())
+    batch = task.batch(4, torch.Generator().manual_seed(0))
+    assert len(batch.context) == 3  # one tile at least is encoded, however small the share
+    task.loss(task.model, batch, torch.Generator().manual_seed(0)).backward()
+    gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_features_that_are_not_installed_are_one_sentence(
+    tiles: HiresTiles, encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detail_decoder, "imagenet_stages", lambda other=False: None)
+    with pytest.raises(TrainingError, match="rival_features = false"):
+        decoder_task(tiles, encoder, rival_features=True)
 
 
 def test_a_resumed_decoder_ends_as_an_uninterrupted_one(
