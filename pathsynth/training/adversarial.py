@@ -42,7 +42,7 @@ from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
-from pathsynth.training.perceptual import SpectrumDistance, hinge, tile_power
+from pathsynth.training.perceptual import Shown, SpectrumDistance, hinges, opinion, tile_power
 from pathsynth.training.wording import asked_by, attributes_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
@@ -123,17 +123,6 @@ def shifted(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         for tile, (row, column) in zip(padded, by, strict=True)
     ]
     return torch.stack(moved).contiguous(memory_format=torch.channels_last)
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What the rival is shown: moved tiles, and their features where another network looks too."""
-
-    tiles: torch.Tensor
-    features: list[torch.Tensor]
-
-    def detached(self) -> "_Shown":
-        return _Shown(self.tiles.detach(), [each.detach() for each in self.features])
 
 
 class TissueSpread:
@@ -218,7 +207,7 @@ class AdversarialLoraTask(LoraTask):
         if self.adversarial.spread:
             self._spread = TissueSpread([self._known(t.index) for t in TISSUES], self.adversarial.steps)
         self._prompts = self.captions([tissue.prompt for tissue in TISSUES])
-        self._last: tuple[_Shown, _Shown, torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[Shown, Shown, torch.Tensor, torch.Tensor] | None = None
 
     def _power_of(self, tissue: int) -> torch.Tensor:
         """Mean power (14,) of at most 1,000 training tiles of a tissue."""
@@ -234,7 +223,7 @@ class AdversarialLoraTask(LoraTask):
         with torch.no_grad():
             return self._kinds(data, self._show(data, torch.Generator().manual_seed(tissue)))
 
-    def _kinds(self, made: torch.Tensor, shown: _Shown) -> list[torch.Tensor]:
+    def _kinds(self, made: torch.Tensor, shown: Shown) -> list[torch.Tensor]:
         """What variety is measured by, each (N, F): power, attributes, and mean features where there are."""
         tiles = self.pipeline.restore(made)
         return [
@@ -263,12 +252,12 @@ class AdversarialLoraTask(LoraTask):
             excess = (self._power.log() - self._wanted.log()).clamp(-1, 1)[step.cpu(), labels.cpu()]
         return (excess.to(power.device) * power.log()).mean()
 
-    def _show(self, tiles: torch.Tensor, generator: torch.Generator) -> _Shown:
+    def _show(self, tiles: torch.Tensor, generator: torch.Generator) -> Shown:
         """Standardised tiles (N, 3, 28, 28) as the rival sees them."""
         moved = shifted(tiles, generator)
         if self._features is None:
-            return _Shown(moved, [])
-        return _Shown(moved, list(self._features.to(tiles.device)(self.pipeline.restore(moved)).values()))
+            return Shown(moved, [])
+        return Shown(moved, list(self._features.to(tiles.device)(self.pipeline.restore(moved)).values()))
 
     def _maker(self, model: nn.Module, context: TextContext) -> Make:
         """What the network sees in noisy tiles with contexts (N): standardised tiles."""
@@ -308,9 +297,9 @@ class AdversarialLoraTask(LoraTask):
             total = total + config.spread * self._spread(self._kinds(made, shown), given.step, batch.labels)
         if int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for
-            logits = self.rival(shown.tiles, text, labels, shown.features)
+            logits = self.rival(shown.pictures, text, labels, shown.features)
             self.rival.requires_grad_(True)
-            total = total - config.weight * torch.stack([each.float().mean() for each in logits]).mean()
+            total = total - config.weight * opinion(logits)
         with torch.no_grad():
             self._last = (self._show(data, generator), shown.detached(), text, labels)
         return total
@@ -323,9 +312,9 @@ class AdversarialLoraTask(LoraTask):
         self.rival.get_buffer("steps").add_(1)
         # One after the other: deviation is within one kind of tile.
         real_logits, made_logits = (
-            rival(shown.tiles, text, labels, shown.features) for shown in (data, made)
+            rival(shown.pictures, text, labels, shown.features) for shown in (data, made)
         )
-        return torch.stack([hinge(*scale) for scale in zip(real_logits, made_logits, strict=True)]).mean()
+        return hinges(real_logits, made_logits)
 
     def sample(self, model: nn.Module, context: TextContext, generator: torch.Generator) -> torch.Tensor:
         """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained."""

@@ -11,7 +11,6 @@ Synthesis with Latent Adversarial Diffusion Distillation*, 2024. No network of t
 it.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +34,7 @@ from pathsynth.training.engine import OptimConfig
 from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.layout import FlowConfig
-from pathsynth.training.perceptual import SpectrumDistance, hinge
+from pathsynth.training.perceptual import Shown, SpectrumDistance, hinges, opinion
 from pathsynth.validator import Validator, to_model_range
 
 _NOISE_OF_FEATURES = (0.02, 0.4)
@@ -76,17 +75,6 @@ class AdversarialDetailConfig(BaseModel):
     )
     rival_width: int = Field(default=64, gt=0)
     rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the rival sees: thumbnails and detail as (N, 3 + k, s, s), and features of the frozen network."""
-
-    channels: torch.Tensor
-    features: list[torch.Tensor]
-
-    def detached(self) -> "_Seen":
-        return _Seen(self.channels.detach(), [each.detach() for each in self.features])
 
 
 class DiffusionFeatures(nn.Module):
@@ -159,7 +147,7 @@ class AdversarialDetailTask(DetailSampling):
         self.rival = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
         self._steps = FewSteps(config.steps, config.first_step, config.on_policy)
-        self._last: tuple[_Seen, _Seen, torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[Shown, Shown, torch.Tensor, torch.Tensor] | None = None
 
     def _maker(self, model: nn.Module, thumbnails: torch.Tensor, context: TextContext) -> Make:
         """What the network sees in noisy detail of thumbnails (N, 3, s, s): standardised detail."""
@@ -189,9 +177,9 @@ class AdversarialDetailTask(DetailSampling):
         shown = self._show(made, thumbnails, at, noise, context)
         if int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for
-            logits = self.rival(shown.channels, text, tissues, shown.features)
+            logits = self.rival(shown.pictures, text, tissues, shown.features)
             self.rival.requires_grad_(True)
-            total = total - config.weight * torch.stack([each.float().mean() for each in logits]).mean()
+            total = total - config.weight * opinion(logits)
         with torch.no_grad():
             real = self._show(data, thumbnails, at, noise, context)
         self._last = (real, shown.detached(), text, tissues)
@@ -211,12 +199,12 @@ class AdversarialDetailTask(DetailSampling):
         time: torch.Tensor,
         noise: torch.Tensor,
         context: TextContext,
-    ) -> _Seen:
+    ) -> Shown:
         level = time.view(-1, 1, 1, 1)
         noisy = (1 - level) * detail + level * noise
         features = self._features.to(detail.device)(noisy, thumbnails, time * TIME_SCALE, context)
         channels = torch.cat([thumbnails, detail], dim=1)
-        return _Seen(channels.contiguous(memory_format=torch.channels_last), features)
+        return Shown(channels.contiguous(memory_format=torch.channels_last), features)
 
     def rival_loss(self, rival: nn.Module, batch: DetailBatch) -> torch.Tensor:
         """Hinge loss of the rival on the detail that `loss` has just made and on that of the real tiles."""
@@ -226,9 +214,9 @@ class AdversarialDetailTask(DetailSampling):
         self.rival.get_buffer("steps").add_(1)
         # One after the other: deviation is within one kind of detail.
         real_logits, made_logits = (
-            rival(seen.channels, text, tissues, seen.features) for seen in (real, made)
+            rival(seen.pictures, text, tissues, seen.features) for seen in (real, made)
         )
-        return torch.stack([hinge(*scale) for scale in zip(real_logits, made_logits, strict=True)]).mean()
+        return hinges(real_logits, made_logits)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Distance of spectra of decoded tiles from the centres of held-out ones, and deviation of the detail

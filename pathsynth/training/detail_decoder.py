@@ -37,10 +37,12 @@ from pathsynth.training.engine import OptimConfig
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.perceptual import (
     FeatureDistance,
+    Shown,
     SpectrumDistance,
     TextureRival,
-    hinge,
+    hinges,
     imagenet_stages,
+    opinion,
     staged,
 )
 from pathsynth.validator import Validator, from_model_range, to_model_range
@@ -83,17 +85,6 @@ class DecoderBatch:
     tiles: torch.Tensor
     is_grey: bool
     context: TextContext
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the rival sees: tiles, and features of them where another network looks too."""
-
-    tiles: torch.Tensor
-    features: list[torch.Tensor]
-
-    def detached(self) -> "_Seen":
-        return _Seen(self.tiles.detach(), [each.detach() for each in self.features])
 
 
 def _needed(stages: list[nn.Module] | None, without: str) -> list[nn.Module]:
@@ -162,7 +153,7 @@ class DecoderTask:
         self._features: FeatureDistance | None = None
         if config.perceptual:
             self._features = FeatureDistance(_needed(imagenet_stages(), "perceptual = 0"))
-        self._last: tuple[_Seen, _Seen] | None = None
+        self._last: tuple[Shown, Shown] | None = None
 
     def batch(self, size: int, generator: torch.Generator) -> DecoderBatch:
         """Crops; those to sample with the prompt of what the validator sees, as when generating."""
@@ -174,10 +165,10 @@ class DecoderTask:
         """How many of a batch are encoded: at least one, and not all."""
         return min(max(1, round(size * self.config.encoded)), size - 1)
 
-    def _show(self, tiles: torch.Tensor) -> _Seen:
+    def _show(self, tiles: torch.Tensor) -> Shown:
         if self._stages is None:
-            return _Seen(tiles, [])
-        return _Seen(tiles, staged(self._stages.to(tiles.device), tiles))
+            return Shown(tiles, [])
+        return Shown(tiles, staged(self._stages.to(tiles.device), tiles))
 
     def _context_of(self, tiles: torch.Tensor) -> TextContext:
         named = self._validator.probabilities(from_model_range(reduce_to_native(tiles))).argmax(1)
@@ -216,9 +207,9 @@ class DecoderTask:
         shown = self._show(seen)
         if int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for
-            logits = self.rival(shown.tiles, shown.features)
+            logits = self.rival(shown.pictures, shown.features)
             self.rival.requires_grad_(True)
-            total = total - config.rival * torch.stack([each.float().mean() for each in logits]).mean()
+            total = total - config.rival * opinion(logits)
         with torch.no_grad():
             self._last = (self._show(real), shown.detached())
         return total
@@ -229,8 +220,7 @@ class DecoderTask:
             raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
         real, made = self._last
         self.rival.get_buffer("steps").add_(1)
-        logits = zip(rival(real.tiles, real.features), rival(made.tiles, made.features), strict=True)
-        return torch.stack([hinge(*scale) for scale in logits]).mean()
+        return hinges(rival(real.pictures, real.features), rival(made.pictures, made.features))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """On the centres of held-out tiles: mean absolute error in grey levels and PSNR of encoded tiles, and

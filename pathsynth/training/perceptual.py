@@ -7,6 +7,7 @@ normalisation after Miyato et al., 2018.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -107,6 +108,28 @@ class PatchRival(nn.Module):
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.layers(tiles)
         return logits
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a rival sees: pictures (N, C, S, S), and features of them where another network looks too."""
+
+    pictures: torch.Tensor
+    features: list[torch.Tensor]
+
+    def detached(self) -> "Shown":
+        """The same, from which no gradient goes back."""
+        return Shown(self.pictures.detach(), [each.detach() for each in self.features])
+
+
+def opinion(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """How real a rival finds what it saw (scalar): the mean over its heads of their mean logits."""
+    return torch.stack([each.float().mean() for each in logits]).mean()
+
+
+def hinges(real: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`hinge`, averaged over the heads of a rival."""
+    return torch.stack([hinge(*head) for head in zip(real, made, strict=True)]).mean()
 
 
 def hinge(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
