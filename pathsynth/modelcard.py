@@ -87,6 +87,11 @@ _SEEN_FEATURES = """\
 - The default adapter learnt against a rival that sees features of the validator, so that what the validator
   says of its tiles is no independent evidence; what the judge says is."""
 
+_DETAIL_SAW = """\
+- The decoder of the detail model learnt to keep near real tiles in features of EfficientNet-Lite0, and
+  against a rival that sees those of EfficientNet-Lite2. KID and FID of the detail in features of Lite0 are
+  therefore not those of a network that had no part in training."""
+
 _WITHOUT_DETAIL = """\
 - A tile has 28 px an edge, about 4 um a pixel: single nuclei and mitoses cannot be judged in it. Enlarging
   adds no detail that was seen in any tissue."""
@@ -178,6 +183,8 @@ def _limits(weights: Weights) -> Iterator[str]:
     adapter = weights.manifest.components.get("lora/default", {})
     if (adapter.get("config", {}).get("adversarial") or {}).get("features"):
         yield _SEEN_FEATURES
+    if weights.manifest.components.get("detail", {}).get("config", {}).get("rival_features"):
+        yield _DETAIL_SAW
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

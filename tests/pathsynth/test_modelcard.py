@@ -142,6 +142,16 @@ def test_the_card_says_when_the_adapter_was_taught_by_a_rival_that_sees_what_the
         assert (warning in " ".join(card(folder).split())) is is_told
 
 
+def test_the_card_says_when_the_decoder_was_taught_by_a_network_like_the_one_that_measures(
+    folder: Path,
+) -> None:
+    warning = "had no part in training"
+    assert warning not in card(folder)
+    for config, is_told in (({"rival_features": False}, False), ({"rival_features": True}, True)):
+        write_manifest(folder, {"detail": {"config": config}})
+        assert (warning in " ".join(card(folder).split())) is is_told
+
+
 def test_the_judge_has_its_own_figures_and_tables(folder: Path) -> None:
     add(folder, "judge-test", report("judge", n=7020, accuracy=0.4321, **own(folder)))
     judged: dict[str, Any] = {"per_class_judge": fakes.report("judge").per_class}
