@@ -101,7 +101,8 @@ _WITH_DETAIL = """\
   by the detail model so that it fits: nuclei look as they may in such a tissue, and no single one, no mitosis
   and no count of cells means anything.
 - The detail model has seen fat, muscle and debris at full detail in grey tiles only. In empty fat, in
-  background and in muscle it draws fine lines that are not there in real tiles."""
+  background and in muscle it draws fine lines that are not there in real tiles, and in tumour and stroma more
+  nuclei than there are in real ones."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to
