@@ -2,7 +2,8 @@
 tissue.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,19 +14,21 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from diffusers.utils import logging as diffusers_logging
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
 from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder
-from pathsynth.tissues import TISSUES, Tissue, named_tissue
+from pathsynth.tissues import CODES, TISSUES, Tissue, named_tissue
 from pathsynth.validator import from_model_range
 from pathsynth.weights import Weights, loading
 
 Time = Annotated[float, Field(ge=0, le=1)]
 
 CONTEXTS_FILE = "contexts.safetensors"
+WORDINGS_FILE = "wordings.json"
+Wordings = Mapping[str, Sequence[str]]
 
 
 class Sampling(BaseModel):
@@ -45,6 +48,11 @@ class Sampling(BaseModel):
 class Generator:
     """Proposes 28-px tiles. A tile depends on its context and its own seed alone, not on what it is made
     beside.
+
+    With `wordings`, captions of measured attributes by the code of their tissue, a request that only names a
+    tissue gets one of them by its seed: tiles then differ as real ones of the tissue do, and are asked for in
+    the words that training used (after Betker et al., *Improving Image Generation with Better Captions*,
+    2023).
     """
 
     def __init__(
@@ -54,10 +62,12 @@ class Generator:
         steps: int = DEFAULT_STEPS,
         guidance: float = DEFAULT_GUIDANCE,
         guidance_interval: tuple[float, float] = ALL_TIMES,
+        wordings: Wordings | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.steps, self.guidance, self.guidance_interval = steps, guidance, guidance_interval
         self._contexts = contexts
+        self._wordings = wordings
 
     @classmethod
     def load(cls, weights: Weights) -> "Generator":
@@ -76,16 +86,24 @@ class Generator:
         if sampling.stochastic:
             pipeline.sample_stochastically()
         contexts = load_contexts(weights.path(CONTEXTS_FILE))
-        return cls(pipeline, contexts, sampling.steps, sampling.guidance, sampling.guidance_interval)
+        wordings = load_wordings(weights.path(WORDINGS_FILE)) if weights.has("wordings") else None
+        return cls(
+            pipeline, contexts, sampling.steps, sampling.guidance, sampling.guidance_interval, wordings
+        )
 
-    def context_of(self, tissue: Tissue, description: str, encoder: Callable[[], TextEncoder]) -> TextContext:
-        """Context (1) of a request: the stored one when the description only names the tissue, else domain
-        prompt and description.
+    def context_of(
+        self, tissue: Tissue, description: str, encoder: Callable[[], TextEncoder], seed: int
+    ) -> TextContext:
+        """Context (1) of the tile with a seed: of the domain prompt and the description, or, when that only
+        names the tissue, the attributes that the seed draws; without wordings the stored one of the prompt.
 
         `encoder` is asked for the text encoder when it is needed.
         """
         if named_tissue(description) == tissue:
-            return self._contexts[tissue.index : tissue.index + 1]
+            if self._wordings is None:
+                return self._contexts[tissue.index : tissue.index + 1]
+            known = self._wordings[tissue.code]
+            description = known[int(np.random.default_rng(seed).integers(len(known)))]
         return encoder().encode([f"{tissue.prompt}; {description}"])
 
     def propose(
@@ -177,3 +195,21 @@ def load_contexts(path: Path) -> TextContext:
         ):
             raise ValueError(f"contexts of shape {tuple(states.shape)}")
     return TextContext(states, mask)
+
+
+def save_wordings(path: Path, wordings: Wordings) -> None:
+    """Write captions by the code of their tissue as JSON."""
+    path.write_text(json.dumps(wordings, indent=0) + "\n", encoding="utf-8")
+
+
+def load_wordings(path: Path) -> Wordings:
+    """What `save_wordings` wrote, with at least one caption for every tissue.
+
+    Raises:
+        WeightsError: the file is missing or holds something else.
+    """
+    with loading(path):
+        wordings = TypeAdapter(dict[str, list[str]]).validate_json(path.read_bytes())
+        if empty := [code for code in CODES if not wordings.get(code)]:
+            raise ValueError(f"no wording of {empty[0]}")
+    return wordings

@@ -41,7 +41,7 @@ _TITLES: Final = {
     "loop": "Loop: accepted tiles, as the independent judge names them",
 }
 
-_GENERATOR: Final = ("validator", "judge", "layout", "lora/default", "contexts")
+_GENERATOR: Final = ("validator", "judge", "layout", "lora/default", "contexts", "wordings")
 # The components that each kind of report is about.
 _MEASURED: Final = {
     "validator": ("validator",),

@@ -285,8 +285,11 @@ class StableDiffusionGenerator:
             pipeline.to("mps")
         return cls(pipeline, settings)
 
-    def context_of(self, tissue: Tissue, description: str, encoder: Callable[[], TextEncoder]) -> TextContext:
-        """Context (1) of a request: the prompt of the tissue, with the description when it says more.
+    def context_of(
+        self, tissue: Tissue, description: str, encoder: Callable[[], TextEncoder], seed: int
+    ) -> TextContext:
+        """Context (1) of a request: the prompt of the tissue, with the description when it says more, the
+        same for every seed.
 
         `encoder` is not asked: a checkpoint understands only its own text encoder. What is longer than that
         one takes, 77 tokens with CLIP, is cut.

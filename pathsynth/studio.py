@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pathsynth.evaluate import FirstTiles
     from pathsynth.generator import Generator
     from pathsynth.stable_diffusion import StableDiffusionGenerator
-    from pathsynth.text import TextEncoder, TissueResolver
+    from pathsynth.text import TextContext, TextEncoder, TissueResolver
     from pathsynth.validator import Validator
     from pathsynth.verify import Attempt, Detailed, IsNearCopy, Prediction
     from pathsynth.weights import Weights
@@ -326,7 +326,6 @@ class Studio:
             with self._models:
                 generator, validator, is_near_copy = self._generator, self._validator, self._is_near_copy
                 detailer = self._detailer if request.size > NATIVE_SIZE else None
-                context = generator.context_of(tissue, request.description, lambda: self._encoder)
             known = self.recall(request)  # another thread may have gone on with it
             if known is not None and not known.can_continue:
                 return known
@@ -341,7 +340,8 @@ class Studio:
                 return self._result(request, tissue, tiles, rejected, seconds)
 
             def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-                return generator.propose(context, seeds, on_step=_between_steps(check_cancelled, deadline))
+                between = _between_steps(check_cancelled, deadline)
+                return self._made(generator, tissue, request.description, seeds, between)
 
             predict = validator.predict
 
@@ -349,6 +349,7 @@ class Studio:
                 if detailer is None:
                     return None
                 between = _between_steps(check_cancelled, deadline)
+                context = self._context(generator, tissue, request.description, seed)
                 return detailer.checked(tile, context, seed, predict, on_step=between)
 
             detail = None if detailer is None else add_detail
@@ -487,7 +488,7 @@ class Studio:
                 generator, validator, detailer = self._generator, self._validator, self._detailer
                 if detailer is None:
                     raise RequestError("These weights have no detail model; install ones that do.")
-                context = generator.context_of(tissue, layout.record.description, lambda: self._encoder)
+            context = self._context(generator, tissue, layout.record.description, layout.record.seed)
             for variation in range(1, MAX_DETAILS + 1):
                 if len(made) == count:
                     break
@@ -627,8 +628,8 @@ class Studio:
         judge = self._judge if self.weights.has("judge") else None
 
         def described(tissue: Tissue, description: str, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-            context = self._generator.context_of(tissue, description, lambda: self._encoder)
-            return np.stack([to_native(tile) for tile in self._generator.propose(context, seeds)])
+            tiles = self._made(self._generator, tissue, description, seeds)
+            return np.stack([to_native(tile) for tile in tiles])
 
         with self._models:
             report = report_on_tiles(tiles, self._validator, judge, progress)
@@ -683,12 +684,33 @@ class Studio:
         """Proposals for a tissue by its label alone, as every evaluation asks for them."""
         with self._models:
             generator = self._generator
-            contexts = [generator.context_of(t, t.label, lambda: self._encoder) for t in TISSUES]
 
         def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-            return generator.propose(contexts[tissue.index], seeds, on_step=on_step)
+            return self._made(generator, tissue, tissue.label, seeds, on_step)
 
         return propose
+
+    def _context(
+        self, generator: "Generator | StableDiffusionGenerator", tissue: Tissue, description: str, seed: int
+    ) -> "TextContext":
+        """Context (1) of the tile with a seed that a request wants."""
+        with self._models:
+            return generator.context_of(tissue, description, lambda: self._encoder, seed)
+
+    def _made(
+        self,
+        generator: "Generator | StableDiffusionGenerator",
+        tissue: Tissue,
+        description: str,
+        seeds: Sequence[int],
+        on_step: Callable[[], None] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """Tiles of a request, one for each seed."""
+        parts = [
+            generator.propose(self._context(generator, tissue, description, seed), [seed], on_step=on_step)
+            for seed in seeds
+        ]
+        return np.concatenate(parts)
 
     def evaluate_detail(
         self,

@@ -110,6 +110,11 @@ class AdversarialConfig(BaseModel):
         ge=0,
         description="Weight of the energy distance between the tiles made of a tissue and real ones.",
     )
+    recognition: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the validator's cross-entropy, where it is not nearly sure of the tissue.",
+    )
     on_policy: float = Field(
         default=0.0,
         ge=0,

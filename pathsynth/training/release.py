@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from pathsynth.attributes import caption, phrases
 from pathsynth.data import load_split
 from pathsynth.errors import PathSynthError, TrainingError
 from pathsynth.generator import Sampling
@@ -36,6 +37,7 @@ SHEET_FILE = "reports/tiles.png"
 SHEET_COLUMNS = 4
 SHEET_EDGE = 112
 SHEET_ATTEMPTS = 200
+WORDINGS_PER_TISSUE = 400
 STAGES = {"detail": "diffusion", "detail-adversarial": "adversarial", "detail-decoder": "decoder"}
 Say = Callable[[str], None]
 
@@ -114,6 +116,24 @@ def add_contexts(weights: Path) -> None:
 
     save_contexts(weights / CONTEXTS_FILE, TextEncoder())
     write_manifest(weights, {"contexts": {"encoder": "all-MiniLM-L6-v2", "sha256": PUBLISHED_SHA256}})
+
+
+def add_wordings(weights: Path) -> None:
+    """Write the attributes of some training tiles of each tissue as captions, for requests that name the
+    tissue alone.
+
+    Raises:
+        DataError: PathMNIST is not there.
+    """
+    from pathsynth.generator import WORDINGS_FILE, save_wordings
+
+    train, random = load_split("train"), np.random.default_rng(0)
+    wordings = {}
+    for tissue in TISSUES:
+        drawn = random.permutation(np.flatnonzero(train.labels == tissue.index))[:WORDINGS_PER_TISSUE]
+        wordings[tissue.code] = [caption(words) for words in phrases(train.images[drawn])]
+    save_wordings(weights / WORDINGS_FILE, wordings)
+    write_manifest(weights, {"wordings": {"per_tissue": WORDINGS_PER_TISSUE, "train": train.sha256}})
 
 
 def add_near_copies(weights: Path) -> None:
@@ -213,6 +233,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--near-copies", action="store_true", help="index PathMNIST train for the near-copy guard"
     )
+    parser.add_argument(
+        "--wordings",
+        action="store_true",
+        help="let requests that only name a tissue draw attributes of PathMNIST train",
+    )
     parser.add_argument("--only-copy", action="store_true", help="copy the models and measure nothing")
     return parser.parse_args(arguments)
 
@@ -240,6 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = Sampling(steps=asked.steps, guidance=asked.guidance, guidance_interval=(low, high))
             add_adapter(weights, name, Path(run), trained_sampling(Path(run)) or chosen)
         add_contexts(weights)
+        if asked.wordings:
+            add_wordings(weights)
         if asked.near_copies:
             say("Indexing the training tiles")
             add_near_copies(weights)

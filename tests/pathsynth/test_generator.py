@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pathsynth.errors import WeightsError
-from pathsynth.generator import CONTEXTS_FILE, Generator, load_contexts
+from pathsynth.generator import (
+    CONTEXTS_FILE,
+    WORDINGS_FILE,
+    Generator,
+    load_contexts,
+    load_wordings,
+    save_wordings,
+)
 from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import CODES, TISSUES, by_code
 from pathsynth.validator import Validator
@@ -93,19 +100,21 @@ def test_settings_say_whether_steps_draw_fresh_noise(
 
 @pytest.mark.parametrize("name", ["adipose", "ADI", "Fat cells ", "adipose tissue"])
 def test_a_description_that_only_names_the_tissue_needs_no_encoder(generator: Generator, name: str) -> None:
-    context = generator.context_of(TISSUES[0], name, no_encoder)
+    context = generator.context_of(TISSUES[0], name, no_encoder, 0)
     assert len(context) == 1
-    assert torch.equal(context.states, generator.context_of(TISSUES[0], TISSUES[0].prompt, no_encoder).states)
-    other = generator.context_of(TISSUES[1], TISSUES[1].label, no_encoder)
+    assert torch.equal(
+        context.states, generator.context_of(TISSUES[0], TISSUES[0].prompt, no_encoder, 0).states
+    )
+    other = generator.context_of(TISSUES[1], TISSUES[1].label, no_encoder, 0)
     assert not torch.equal(context.states, other.states)
 
 
 def test_other_words_reach_the_context_after_the_prompt(generator: Generator, encoder: TextEncoder) -> None:
     tissue = by_code("TUM")
-    context = generator.context_of(tissue, "very dark stain", lambda: encoder)
+    context = generator.context_of(tissue, "very dark stain", lambda: encoder, 0)
     expected = encoder.encode([f"{tissue.prompt}; very dark stain"])
     assert torch.equal(context.states, expected.states)
-    plain = generator.context_of(tissue, tissue.label, no_encoder)
+    plain = generator.context_of(tissue, tissue.label, no_encoder, 0)
     assert context.mask.sum() > plain.mask.sum()
 
 
@@ -116,7 +125,7 @@ def test_the_name_of_another_tissue_is_a_description(generator: Generator, encod
         asked.append(1)
         return encoder
 
-    generator.context_of(by_code("TUM"), "mucus", counted)
+    generator.context_of(by_code("TUM"), "mucus", counted, 0)
     assert asked
 
 
@@ -131,6 +140,49 @@ def test_stored_contexts_are_those_of_the_prompts_and_of_the_empty_text(
     assert torch.allclose(contexts.states, expected.states, atol=2e-3)
 
 
+def test_a_tissue_alone_draws_a_wording_of_it_by_its_seed(
+    generator: Generator, encoder: TextEncoder, no_wording_is_missing: dict[str, list[str]]
+) -> None:
+    drawing = Generator(
+        generator.pipeline, tiny.contexts(len(TISSUES) + 1), tiny.STEPS, wordings=no_wording_is_missing
+    )
+    tissue = by_code("LYM")
+    possible = encoder.encode([f"{tissue.prompt}; {each}" for each in no_wording_is_missing["LYM"]]).states
+    drawn = [drawing.context_of(tissue, "lymphocytes", lambda: encoder, seed).states for seed in range(40)]
+    found = [[torch.allclose(one, each, atol=1e-5) for each in possible].index(True) for one in drawn]
+    assert set(found) == set(range(len(possible)))
+    again = drawing.context_of(tissue, "lymphocytes", lambda: encoder, 3)
+    assert torch.equal(again.states, drawn[3])
+    described = drawing.context_of(tissue, "flat", lambda: encoder, 3)
+    assert torch.equal(described.states, encoder.encode([f"{tissue.prompt}; flat"]).states)
+
+
+@pytest.fixture
+def no_wording_is_missing() -> dict[str, list[str]]:
+    return {code: ["dark stain, violet", "pale stain, many nuclei", "flat, very smooth"] for code in CODES}
+
+
+def test_wordings_come_back_as_they_were(tmp_path: Path, no_wording_is_missing: dict[str, list[str]]) -> None:
+    save_wordings(tmp_path / WORDINGS_FILE, no_wording_is_missing)
+    assert load_wordings(tmp_path / WORDINGS_FILE) == no_wording_is_missing
+
+
+@pytest.mark.parametrize("damage", ["absent", "garbage", "a tissue without a wording", "numbers"])
+def test_damaged_wordings_are_named(
+    tmp_path: Path, no_wording_is_missing: dict[str, list[str]], damage: str
+) -> None:
+    path = tmp_path / WORDINGS_FILE
+    contents = {
+        "garbage": "{",
+        "a tissue without a wording": json.dumps(no_wording_is_missing | {"MUC": []}),
+        "numbers": json.dumps(no_wording_is_missing | {"MUC": [3]}),
+    }
+    if damage in contents:
+        path.write_text(contents[damage], encoding="utf-8")
+    with pytest.raises(WeightsError, match="wordings"):
+        load_wordings(path)
+
+
 PROPOSE = """
     import hashlib, sys
     from pathlib import Path
@@ -141,7 +193,7 @@ PROPOSE = """
     from pathsynth.weights import Weights
     weights = Weights(Path(sys.argv[1]))
     generator = Generator.load(weights)
-    context = generator.context_of(by_code("TUM"), "very dark stain", TextEncoder)
+    context = generator.context_of(by_code("TUM"), "very dark stain", TextEncoder, 0)
     tiles = generator.propose(context, [1, 2, 3])
     assert len(Validator.load(weights.path("validator")).predict(tiles)) == 3
     Path(sys.argv[2]).write_text(hashlib.sha256(tiles.tobytes()).hexdigest(), encoding="utf-8")
@@ -166,7 +218,7 @@ def test_fresh_processes_make_the_same_bytes_and_print_nothing(
         assert process.communicate(timeout=600) == ("", "")
         assert process.returncode == 0
     one, two = ((tmp_path / name).read_text(encoding="utf-8") for name in ("one", "two"))
-    context = generator.context_of(by_code("TUM"), "very dark stain", lambda: encoder)
+    context = generator.context_of(by_code("TUM"), "very dark stain", lambda: encoder, 0)
     here = generator.propose(context, [1, 2, 3])
     assert one == two == hashlib.sha256(here.tobytes()).hexdigest()
 

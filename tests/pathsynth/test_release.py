@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from pathsynth import data
+from pathsynth.attributes import caption, phrases
 from pathsynth.data import Split, SplitName
+from pathsynth.generator import WORDINGS_FILE, load_wordings
 from pathsynth.records import Report
 from pathsynth.studio import Studio
-from pathsynth.tissues import CODES
+from pathsynth.tissues import CODES, TISSUES
 from pathsynth.training import RUN_FILE, release
 from pathsynth.weights import Weights
 from tests import tiny
@@ -127,9 +129,15 @@ def test_a_release_measures_itself(
     monkeypatch.setattr(release, "SHEET_ATTEMPTS", 1)
     monkeypatch.setattr(release, "SHEET_COLUMNS", 1)
     target = tmp_path / "weights"
-    assert release.main([*arguments(target, runs), "--near-copies", "--per-class", "2"]) == 0
+    assert release.main([*arguments(target, runs), "--near-copies", "--wordings", "--per-class", "2"]) == 0
     studio = Studio(target, tmp_path / "home")
     assert studio.weights.has("near-copies")
+    wordings = load_wordings(target / WORDINGS_FILE)
+    train = split("train")
+    for tissue in TISSUES:
+        real = {caption(words) for words in phrases(train.images[train.labels == tissue.index])}
+        assert wordings[tissue.code]
+        assert set(wordings[tissue.code]) <= real
     for name in ("validator-val", "validator-test", "generator"):
         assert studio.committed_report(name).model == studio.model
     generator = Report.model_validate_json((target / "reports" / "generator.json").read_bytes())

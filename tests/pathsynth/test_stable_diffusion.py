@@ -254,7 +254,7 @@ def studio_on(base: Path, lora: Path | None, home: Path, validator: FakeValidato
 def tiles_of(base: Path, lora: Path | None, seeds: Sequence[int] = (1,)) -> npt.NDArray[np.uint8]:
     generator = StableDiffusionGenerator.load(str(base), lora)
     generator.settings = generator.settings.model_copy(update={"steps": STEPS})
-    return generator.propose(generator.context_of(FAT, FAT.label, _no_encoder), seeds)
+    return generator.propose(generator.context_of(FAT, FAT.label, _no_encoder, 0), seeds)
 
 
 def _no_encoder() -> Any:
@@ -280,8 +280,8 @@ def test_every_weight_of_the_published_layout_is_loaded(checkpoint: Path) -> Non
 
 def test_a_description_beyond_the_tissue_changes_the_context(checkpoint: Path) -> None:
     generator = StableDiffusionGenerator(load_pipeline(str(checkpoint)), LoraSettings(prompt_style="label"))
-    plain = generator.context_of(FAT, FAT.label, _no_encoder)
-    more = generator.context_of(FAT, "with much blood", _no_encoder)
+    plain = generator.context_of(FAT, FAT.label, _no_encoder, 0)
+    more = generator.context_of(FAT, "with much blood", _no_encoder, 0)
     assert plain.states.shape == more.states.shape == (1, 77, 32)
     assert torch.equal(plain.states, encode(generator.pipeline, [FAT.label]).states)
     assert torch.equal(more.states, encode(generator.pipeline, [f"{FAT.label}; with much blood"]).states)
@@ -304,7 +304,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_is_made_beside_it(
 
 def test_the_originals_are_kept_and_the_tiles_are_made_from_them(checkpoint: Path) -> None:
     generator = StableDiffusionGenerator(load_pipeline(str(checkpoint)), LoraSettings(steps=STEPS))
-    tiles = generator.propose(generator.context_of(FAT, FAT.label, _no_encoder), (4, 9))
+    tiles = generator.propose(generator.context_of(FAT, FAT.label, _no_encoder, 0), (4, 9))
     assert sorted(generator.originals) == [4, 9]
     assert {picture.shape for picture in generator.originals.values()} == {(EDGE, EDGE, 3)}
     assert np.array_equal(tiles, np.stack([to_native(generator.originals[seed]) for seed in (4, 9)]))
@@ -314,7 +314,7 @@ def test_pictures_are_made_at_the_resolution_of_the_adapter(checkpoint: Path) ->
     generator = StableDiffusionGenerator(
         load_pipeline(str(checkpoint)), LoraSettings(steps=STEPS, resolution=2 * EDGE)
     )
-    generator.propose(generator.context_of(FAT, FAT.label, _no_encoder), (4,))
+    generator.propose(generator.context_of(FAT, FAT.label, _no_encoder, 0), (4,))
     assert generator.originals[4].shape == (2 * EDGE, 2 * EDGE, 3)
 
 
@@ -328,7 +328,7 @@ def test_making_a_picture_can_be_cancelled_between_steps(checkpoint: Path) -> No
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        generator.propose(generator.context_of(FAT, FAT.label, _no_encoder), (4,), on_step)
+        generator.propose(generator.context_of(FAT, FAT.label, _no_encoder, 0), (4,), on_step)
     assert len(heard) == 3
 
 
@@ -906,4 +906,4 @@ def test_a_hub_id_is_fetched_once_and_then_used_offline(
 
 def _first_tile(base: str) -> npt.NDArray[np.uint8]:
     generator = StableDiffusionGenerator(load_pipeline(base), LoraSettings(steps=STEPS))
-    return generator.propose(generator.context_of(FAT, FAT.label, _no_encoder), (1,))
+    return generator.propose(generator.context_of(FAT, FAT.label, _no_encoder, 0), (1,))

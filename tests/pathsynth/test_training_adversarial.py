@@ -1,5 +1,6 @@
 """Adapters against a rival, in a few steps of models of toy size."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,27 @@ def test_all_that_can_have_a_weight_has_a_gradient(encoder: TextEncoder) -> None
         assert any(gradient.abs().sum() > 0 for gradient in gradients)
         losses.append(float(loss.detach()))
     assert losses[0] > 0
+
+
+def test_recognition_asks_for_the_tissue_only_where_the_validator_is_not_nearly_sure(
+    encoder: TextEncoder,
+) -> None:
+    asks = AdversarialConfig(rival_width=4, rival_from=99, reconstruction=0.0, recognition=1.0)
+    task = task_of(encoder, adversarial=asks)
+    tiles = torch.zeros(2, 3, 28, 28)
+    sure, other = tiny.ALWAYS.index, (tiny.ALWAYS.index + 1) % 9
+    assert float(task._unsure(tiles, torch.tensor([sure, sure]))) == 0
+    assert float(task._unsure(tiles, torch.tensor([sure, other]))) == pytest.approx(
+        (math.log(8 / 0.01) - 0.1) / 2, rel=1e-3
+    )
+    head = task._validator.model.get_submodule("fc")
+    assert isinstance(head, nn.Linear)
+    nn.init.normal_(head.weight)
+    generator = torch.Generator().manual_seed(0)
+    task.loss(task.model, task.batch(18, generator), generator).backward()
+    gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+    assert head.weight.grad is None
 
 
 def test_shifted_tiles_are_moved_by_at_most_three_pixels() -> None:
