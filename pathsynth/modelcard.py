@@ -87,6 +87,14 @@ _SEEN_FEATURES = """\
 - The default adapter learnt against a rival that sees features of the validator, so that what the validator
   says of its tiles is no independent evidence; what the judge says is."""
 
+_RECOGNISED = """\
+- The default adapter also learnt to be named right by the validator itself. Its unfiltered figures by the
+  validator, and how seldom the loop discards, are therefore what it was taught; those by the judge are not."""
+
+_WORDINGS = """\
+- A request that only names a tissue draws the attributes of a training tile of it, as words, and first tiles
+  were measured that way. What else a request says is used as it stands, and then nothing is drawn."""
+
 _DETAIL_SAW = """\
 - The decoder of the detail model learnt to keep near real tiles in features of EfficientNet-Lite0, and
   against a rival that sees those of EfficientNet-Lite2. KID and FID of the detail in features of Lite0 are
@@ -182,8 +190,13 @@ def _limits(weights: Weights) -> Iterator[str]:
     yield _WITH_DETAIL if weights.has("detail") else _WITHOUT_DETAIL
     yield _LIMITS
     adapter = weights.manifest.components.get("lora/default", {})
-    if (adapter.get("config", {}).get("adversarial") or {}).get("features"):
+    adversarial = adapter.get("config", {}).get("adversarial") or {}
+    if adversarial.get("features"):
         yield _SEEN_FEATURES
+    if adversarial.get("recognition"):
+        yield _RECOGNISED
+    if weights.has("wordings"):
+        yield _WORDINGS
     if weights.manifest.components.get("detail", {}).get("config", {}).get("rival_features"):
         yield _DETAIL_SAW
 

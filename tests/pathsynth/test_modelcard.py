@@ -142,6 +142,20 @@ def test_the_card_says_when_the_adapter_was_taught_by_a_rival_that_sees_what_the
         assert (warning in " ".join(card(folder).split())) is is_told
 
 
+def test_the_card_says_when_the_adapter_was_taught_to_be_recognised_by_the_validator(folder: Path) -> None:
+    warning = "named right by the validator itself"
+    for adversarial, is_told in (({"recognition": 0.0}, False), ({"recognition": 0.5}, True)):
+        write_manifest(folder, {"lora/default": {"config": {"adversarial": adversarial}}})
+        assert (warning in " ".join(card(folder).split())) is is_told
+
+
+def test_the_card_says_when_a_tissue_alone_draws_attributes(folder: Path) -> None:
+    told = "draws the attributes of a training tile"
+    assert told not in " ".join(card(folder).split())
+    write_manifest(folder, {"wordings": {"per_tissue": 4}})
+    assert told in " ".join(card(folder).split())
+
+
 def test_the_card_says_when_the_decoder_was_taught_by_a_network_like_the_one_that_measures(
     folder: Path,
 ) -> None:
