@@ -89,7 +89,8 @@ _SEEN_FEATURES = """\
 
 _RECOGNISED = """\
 - The default adapter also learnt to be named right by the validator itself. Its unfiltered figures by the
-  validator, and how seldom the loop discards, are therefore what it was taught; those by the judge are not."""
+  validator, and how seldom the loop discards, are therefore what it was taught; those by the judge are
+  not."""
 
 _WORDINGS = """\
 - A request that only names a tissue draws the attributes of a training tile of it, as words, and first tiles
