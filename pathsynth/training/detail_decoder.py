@@ -11,12 +11,12 @@ stay as they are.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn import functional as F
 
@@ -37,12 +37,15 @@ from pathsynth.training.engine import OptimConfig
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.perceptual import (
     FeatureDistance,
+    PairedSpread,
     Shown,
     SpectrumDistance,
     TextureRival,
     hinges,
+    imagenet_head,
     imagenet_stages,
     opinion,
+    pooled,
     staged,
 )
 from pathsynth.validator import Validator, from_model_range, to_model_range
@@ -74,6 +77,17 @@ class DecoderConfig(BaseModel):
         default=False, description="Whether the rival also sees features of EfficientNet-Lite2."
     )
     spectrum: float = Field(default=0.1, ge=0)
+    spread: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the energy distance between sampled and real tiles in those features.",
+    )
+
+    @model_validator(mode="after")
+    def _spread_has_features(self) -> Self:
+        if self.spread and not self.rival_features:
+            raise ValueError("`spread` is measured in what `rival_features = true` shows")
+        return self
 
 
 @dataclass(frozen=True)
@@ -147,6 +161,10 @@ class DecoderTask:
             self._stages.requires_grad_(False).eval()
             with torch.no_grad():
                 widths = [each.shape[1] for each in staged(self._stages, torch.zeros(1, 3, 32, 32))]
+        self._head: nn.Module | None = None
+        if config.spread and (head := imagenet_head()):
+            self._head = head.requires_grad_(False).eval()
+        self._spread = PairedSpread()
         rival = TextureRival(config.rival_width, widths)
         self.rival: nn.Module = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
@@ -169,6 +187,13 @@ class DecoderTask:
         if self._stages is None:
             return Shown(tiles, [])
         return Shown(tiles, staged(self._stages.to(tiles.device), tiles))
+
+    def _kinds(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Pooled features (N, F) of every stage and of the last layer."""
+        if self._head is None:
+            return pooled(features)
+        last = self._head.to(features[-1].device)(features[-1])
+        return [*pooled(features), last.mean((2, 3))]
 
     def _context_of(self, tiles: torch.Tensor) -> TextContext:
         named = self._validator.probabilities(from_model_range(reduce_to_native(tiles))).argmax(1)
@@ -205,13 +230,19 @@ class DecoderTask:
         for part in (slice(half), slice(half, None)):
             total = total + config.spectrum * 0.5 * self._spectrum(seen[part], real[part])
         shown = self._show(seen)
+        with torch.no_grad():
+            known = self._show(real)
+        if config.spread:
+            made_kinds = self._kinds([each[half:] for each in shown.features])
+            with torch.no_grad():
+                real_kinds = self._kinds([each[half:] for each in known.features])
+            total = total + config.spread * self._spread(made_kinds, real_kinds)
         if int(self.rival.get_buffer("steps")) >= config.rival_from:
             self.rival.requires_grad_(False)  # its weights are not what this loss is for
             logits = self.rival(shown.pictures, shown.features)
             self.rival.requires_grad_(True)
             total = total - config.rival * opinion(logits)
-        with torch.no_grad():
-            self._last = (self._show(real), shown.detached())
+        self._last = (known, shown.detached())
         return total
 
     def rival_loss(self, rival: nn.Module, batch: DecoderBatch) -> torch.Tensor:

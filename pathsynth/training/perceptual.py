@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+_LEAST_PAIRS = 8
+_LEAST_DEVIATION = 1e-3
 _LEAST_POWER = 1e-6  # keeps the logarithm of a flat tile finite; noise of one grey level has about 1
 
 
@@ -164,6 +166,65 @@ class TextureRival(nn.Module):
     def forward(self, tiles: torch.Tensor, features: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
         others = [layer(each) for layer, each in zip(self.other, features, strict=True)]
         return [self.patches(tiles), *others]
+
+
+class PairedSpread:
+    """Energy distance between features of what was made and of the real tiles that it was made from the
+    thumbnails of (Szekely and Rizzo, *Energy statistics*, 2013).
+
+    Each vector is drawn to the real ones of the last `kept` pairs and pushed from what was made of them. As
+    both have the same content, what sets them apart is how it is drawn.
+    """
+
+    def __init__(self, kept: int = 96) -> None:
+        self._kept = kept
+        self._real: list[torch.Tensor] = []
+        self._made: list[torch.Tensor] = []
+
+    def __call__(self, made: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Distance (scalar) of kinds of features, each (N, F), averaged over kinds; 0 before there are eight
+        pairs to compare with.
+        """
+        total = made[0].new_zeros(())
+        if self._real and len(self._real[0]) >= _LEAST_PAIRS:
+            for mine, known, lately in zip(made, self._real, self._made, strict=True):
+                scale = known.std(0).clamp_min(_LEAST_DEVIATION) * known.shape[1] ** 0.5
+                apart = (_distances(mine / scale, each / scale).mean() for each in (known, lately))
+                total = total + next(apart) - next(apart)
+        self._real = self._with(self._real, real)
+        self._made = self._with(self._made, made)
+        return total / len(made)
+
+    def _with(self, before: list[torch.Tensor], new: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        old = before or [each[:0].detach() for each in new]
+        return [torch.cat([a, b.detach()])[-self._kept :] for a, b in zip(old, new, strict=True)]
+
+
+def _distances(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Distances (N, M) of vectors (N, F) from others (M, F), with a gradient at zero."""
+    return (some[:, None] - others).square().sum(2).add(1e-8).sqrt()
+
+
+def pooled(features: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Mean and standard deviation over places (N, 2 C) of each kind of features (N, C, h, w)."""
+    return [torch.cat([each.mean((2, 3)), each.var((2, 3)).add(1e-8).sqrt()], dim=1) for each in features]
+
+
+def imagenet_head() -> nn.Module | None:
+    """From the last of the other `imagenet_stages` to the last features of EfficientNet-Lite2, at 1/32 of the
+    resolution; None when the package with its weights is not installed.
+
+    Raises:
+        WeightsError: the packaged weights are not the published ones.
+    """
+    from pathsynth.realism import other_imagenet_network
+
+    network = other_imagenet_network()
+    if network is None:
+        return None
+    blocks = list(network._blocks)
+    last = max(i for i, block in enumerate(blocks) if _stride(block) == 2)
+    return nn.Sequential(*blocks[last:], network._conv_head, network._bn1, network._swish)
 
 
 def imagenet_stages(other: bool = False) -> list[nn.Module] | None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import nn
 
 from pathsynth.detail import load_autoencoder, load_detail_pipeline, predict_detail_velocity
@@ -36,7 +37,7 @@ from pathsynth.training.detail_adversarial import (
 from pathsynth.training.detail_decoder import DecoderConfig, DecoderTask
 from pathsynth.training.engine import AdversarialTask, OptimConfig, Run, run
 from pathsynth.training.hires import HiresConfig, HiresTiles, Source, Stain, restain
-from pathsynth.training.perceptual import FeatureDistance, PatchRival, SpectrumDistance, hinge
+from pathsynth.training.perceptual import FeatureDistance, PairedSpread, PatchRival, SpectrumDistance, hinge
 from pathsynth.validator import to_model_range
 from tests import tiny
 
@@ -465,6 +466,44 @@ def test_the_rival_may_see_features_which_stay_as_they_are(
     task.loss(task.model, batch, torch.Generator().manual_seed(0)).backward()
     gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_sampled_detail_may_be_held_to_the_spread_of_real_features(
+    tiles: HiresTiles, encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [nn.Conv2d(3, 5, 3, 2, padding=1), nn.Conv2d(5, 7, 3, 2, padding=1)]
+    head = nn.Conv2d(7, 11, 3, 2, padding=1)
+    monkeypatch.setattr(detail_decoder, "imagenet_stages", lambda other=False: list(stages))
+    monkeypatch.setattr(detail_decoder, "imagenet_head", lambda: head)
+    losses = []
+    for weight in (0.0, 1.0):
+        task = decoder_task(tiles, encoder, rival_features=True, rival_from=99, spread=weight)
+        for i in range(10):
+            batch = task.batch(2, torch.Generator().manual_seed(i))
+            loss = task.loss(task.model, batch, torch.Generator().manual_seed(i))
+        losses.append(loss)
+    assert losses[0].item() != losses[1].item()
+    assert [each.shape for each in task._spread._made] == [(10, 10), (10, 14), (10, 11)]
+    losses[1].backward()
+    assert all(weight.grad is None for weight in head.parameters())
+    with pytest.raises(ValidationError, match="rival_features = true"):
+        decoder_task(tiles, encoder, spread=1.0)
+
+
+def test_paired_spread_draws_to_real_features_and_is_nothing_where_there_is_nothing_to_tell() -> None:
+    random = torch.Generator().manual_seed(0)
+    shifted, same = PairedSpread(), PairedSpread()
+    offset = torch.tensor([2.0, 0.0, 0.0])
+    pairs = [torch.randn(2, 4, 3, generator=random) for _ in range(60)]
+    assert float(shifted([pairs[0][0] + offset], [pairs[0][0]])) == 0  # nothing to compare with yet
+    apart = [float(shifted([real + offset], [real])) for real, _ in pairs]
+    alike = [float(same([made], [real])) for real, made in pairs]
+    assert np.mean(apart[10:]) > 0.3
+    assert abs(np.mean(alike[10:])) < 0.1
+    made = offset.repeat(4, 1).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(shifted([made], [torch.zeros(4, 3)]), made)
+    assert (gradient[:, 0] > 0).all()  # a step against it leads back to the real ones
+    assert len(shifted._real[0]) == 96
 
 
 def test_features_that_are_not_installed_are_one_sentence(
