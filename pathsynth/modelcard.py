@@ -97,9 +97,9 @@ _WORDINGS = """\
   were measured that way. What else a request says is used as it stands, and then nothing is drawn."""
 
 _DETAIL_SAW = """\
-- The decoder of the detail model learnt to keep near real tiles in features of EfficientNet-Lite0, and
-  against a rival that sees those of EfficientNet-Lite2. KID and FID of the detail in features of Lite0 are
-  therefore not those of a network that had no part in training."""
+- The decoder of the detail model learnt to keep near real tiles in features of EfficientNet-Lite0, and, in
+  those of EfficientNet-Lite2, against a rival and to be spread as real tiles are. KID and FID of the detail
+  in features of Lite0 are therefore not those of a network that had no part in training."""
 
 _WITHOUT_DETAIL = """\
 - A tile has 28 px an edge, about 4 um a pixel: single nuclei and mitoses cannot be judged in it. Enlarging
@@ -110,8 +110,8 @@ _WITH_DETAIL = """\
   by the detail model so that it fits: nuclei look as they may in such a tissue, and no single one, no mitosis
   and no count of cells means anything.
 - The detail model has seen fat, muscle and debris at full detail in grey tiles only. In empty fat, in
-  background and in muscle it draws fine lines that are not there in real tiles, and in tumour and stroma more
-  nuclei than there are in real ones."""
+  background and in muscle it draws fine lines that are not there in real tiles, and in tumour more nuclei
+  than there are in real ones."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to

@@ -17,11 +17,13 @@ import pytest
 
 from pathsynth import evaluate
 from pathsynth.errors import ImageError, PathSynthError, RequestError, StoreError, WeightsError
+from pathsynth.generator import WORDINGS_FILE, save_wordings
 from pathsynth.images import encode_png
 from pathsynth.records import MAX_COUNT, MAX_DESCRIPTION, MAX_SEED, AttemptRecord, TileRecord
 from pathsynth.store import ImageStore
 from pathsynth.studio import GenerationRequest, Studio
 from pathsynth.tissues import CODES
+from pathsynth.weights import write_manifest
 from tests import tiny
 
 PARTS = (
@@ -115,6 +117,29 @@ def test_what_the_validator_does_not_agree_with_is_not_delivered(studio: Studio)
     assert "before the attempts ran out" in result.message
     assert heard == [(attempt, 0) for attempt in result.rejected]
     assert studio.store.ids() == ()
+
+
+def test_a_tissue_alone_draws_its_attributes_by_the_seed_of_each_tile(
+    studio: Studio, tiny_weights: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "with wordings"
+    shutil.copytree(tiny_weights, folder)
+    words = ("dark stain, violet", "pale stain, many nuclei")
+    save_wordings(folder / WORDINGS_FILE, dict.fromkeys(CODES, words))
+    write_manifest(folder, {"wordings": {}})
+    drawing = Studio(folder, tmp_path / "other home")
+
+    def made(by: Studio, description: str) -> list[str]:
+        result = by.generate(request(description=description, count=6))
+        return [by.store.get(tile.image_id).pixels().tobytes().hex() for tile in result.tiles]
+
+    drawn, plain = made(drawing, "carcinoma"), made(studio, "carcinoma")
+    described = [made(studio, text) for text in words]
+    possible = [[each[i] for each in described] for i in range(6)]
+    found = [among.index(tile) for tile, among in zip(drawn, possible, strict=True)]
+    assert set(found) == {0, 1}
+    assert drawn != plain
+    assert made(drawing, words[0]) == described[0]
 
 
 def test_a_confidence_out_of_reach_is_said(studio: Studio) -> None:
