@@ -77,7 +77,7 @@ class FakeGenerator:
     def __init__(self, studio: "FakeStudio") -> None:
         self._studio = studio
 
-    def context_of(self, tissue: Tissue, description: str, encoder: object) -> None:
+    def context_of(self, tissue: Tissue, description: str, encoder: object, seed: int) -> None:
         """Nothing is conditioned."""
 
     def propose(

@@ -12,11 +12,12 @@ zero for equal distributions alone: each tile is drawn to the real ones and push
 (Székely and Rizzo, *Energy statistics*, 2013; as a loss Bellemare et al., *The Cramer Distance as a Solution
 to Biased Wasserstein Gradients*, 2017).
 The rival may also look at features of the validator, as in Sauer et al., *Projected GANs*, 2021: those of a
-tissue have to be spread as in real tiles of it. What the validator then says of the tiles is no independent
-evidence; that is what the judge is for, which has no part in this. Projection of text and tissue after Miyato
-and Koyama, *cGANs with Projection Discriminator*, 2018; deviation within the batch after Karras et al.,
-*Progressive Growing of GANs*, 2018; augmentation of what the rival sees after Zhao et al., *Differentiable
-Augmentation*, 2020.
+tissue have to be spread as in real tiles of it. And its own verdict may count, after Odena et al.,
+*Conditional Image Synthesis with Auxiliary Classifier GANs*, 2017. What the validator then says of the tiles
+is no independent evidence; that is what the judge is for, which has no part in this. Projection of text and
+tissue after Miyato and Koyama, *cGANs with Projection Discriminator*, 2018; deviation within the batch after
+Karras et al., *Progressive Growing of GANs*, 2018; augmentation of what the rival sees after Zhao et al.,
+*Differentiable Augmentation*, 2020.
 """
 
 from collections.abc import Sequence

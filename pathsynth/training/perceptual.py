@@ -170,7 +170,7 @@ class TextureRival(nn.Module):
 
 class PairedSpread:
     """Energy distance between features of what was made and of the real tiles that it was made from the
-    thumbnails of (Szekely and Rizzo, *Energy statistics*, 2013).
+    thumbnails of (Székely and Rizzo, *Energy statistics*, 2013).
 
     Each vector is drawn to the real ones of the last `kept` pairs and pushed from what was made of them. As
     both have the same content, what sets them apart is how it is drawn.
@@ -189,8 +189,8 @@ class PairedSpread:
         if self._real and len(self._real[0]) >= _LEAST_PAIRS:
             for mine, known, lately in zip(made, self._real, self._made, strict=True):
                 scale = known.std(0).clamp_min(_LEAST_DEVIATION) * known.shape[1] ** 0.5
-                apart = (_distances(mine / scale, each / scale).mean() for each in (known, lately))
-                total = total + next(apart) - next(apart)
+                to_real, to_made = (_distances(mine / scale, each / scale).mean() for each in (known, lately))
+                total = total + to_real - to_made
         self._real = self._with(self._real, real)
         self._made = self._with(self._made, made)
         return total / len(made)

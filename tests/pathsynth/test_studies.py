@@ -40,7 +40,7 @@ class Painter:
     def __init__(self) -> None:
         self.descriptions: list[str] = []
 
-    def context_of(self, tissue: Tissue, description: str, encoder: object) -> int:
+    def context_of(self, tissue: Tissue, description: str, encoder: object, seed: int) -> int:
         self.descriptions.append(description)
         return tissue.index
 
@@ -157,7 +157,8 @@ def test_a_full_study_of_the_generator_has_every_further_figure(studio: Untraine
 def test_descriptions_are_asked_for_the_way_a_user_asks(studio: Untrained) -> None:
     studio.study_generator(studio.first_tiles(10, 0))
     painter: Any = studio.__dict__["_generator"]
-    described = painter.descriptions[len(TISSUES) :]
+    first, described = painter.descriptions[: 10 * len(TISSUES)], painter.descriptions[10 * len(TISSUES) :]
+    assert first == 10 * [tissue.label for tissue in TISSUES]
     assert len(described) == 54
     known = {word.split(" ")[0] for a in ATTRIBUTES for word in a.words}
     assert all(part.split(" ")[0] in known for text in described for part in text.split(", "))
