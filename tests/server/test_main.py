@@ -1,5 +1,6 @@
 """The command line of `pathsynth-mcp`."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from pathsynth import __version__
 from server.access import is_loopback, read_token
-from server.main import local_folders, main
+from server.main import local_folders, main, wait_without_spinning
 
 TOKEN = "correct-horse-battery"
 
@@ -148,3 +149,14 @@ def test_the_whole_disk_is_never_readable_by_path(monkeypatch: pytest.MonkeyPatc
 
     assert Path("/") not in local_folders()
     assert Path.home().resolve() in local_folders()
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    wait_without_spinning()
+    assert os.environ["OMP_WAIT_POLICY"] == expected
