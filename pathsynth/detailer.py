@@ -16,6 +16,7 @@ from pathsynth.detail import (
 from pathsynth.generator import CONTEXTS_FILE, load_contexts
 from pathsynth.images import Picture, to_native
 from pathsynth.text import TextContext
+from pathsynth.threads import on_one_thread
 from pathsynth.tissues import TISSUES
 from pathsynth.validator import to_model_range
 from pathsynth.verify import Classify, Detailed
@@ -43,6 +44,7 @@ class Detailer:
         pipeline = load_detail_pipeline(weights.path(COMPONENT))
         return cls(pipeline, load_contexts(weights.path(CONTEXTS_FILE))[len(TISSUES) :])
 
+    @on_one_thread()
     def render(
         self,
         layout: Picture,

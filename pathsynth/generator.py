@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
 from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder
+from pathsynth.threads import on_one_thread
 from pathsynth.tissues import CODES, TISSUES, Tissue, named_tissue
 from pathsynth.validator import from_model_range
 from pathsynth.weights import Weights, loading
@@ -106,15 +107,16 @@ class Generator:
             description = known[int(np.random.default_rng(seed).integers(len(known)))]
         return encoder().encode([f"{tissue.prompt}; {description}"])
 
+    @on_one_thread()
     def propose(
         self, context: TextContext, seeds: Sequence[int], on_step: Callable[[], None] | None = None
     ) -> npt.NDArray[np.uint8]:
         """One uint8 RGB tile (28, 28, 3) per seed, as (N, 28, 28, 3). `on_step` is called before each
         denoising step.
 
-        Tiles are made one after the other: matrix products round differently at different batch sizes, and on
-        a CPU a batch is no faster (2.8 s a tile alone, 2.8 s in a batch of nine, measured on two cores under
-        load).
+        Tiles are made one after the other and `on_one_thread`: matrix products round differently at different
+        batch sizes, and on a CPU a batch is no faster (2.8 s a tile alone, 2.8 s in a batch of nine, measured
+        on two cores under load).
         """
         tiles = [
             self.pipeline(

@@ -9,7 +9,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -339,9 +339,13 @@ class Studio:
                 seconds = spent + time.monotonic() - started
                 return self._result(request, tissue, tiles, rejected, seconds)
 
+            @lru_cache(maxsize=1)  # layout and detail of a tile have the same text
+            def context_of(seed: int) -> "TextContext":
+                return self._context(generator, tissue, request.description, seed)
+
             def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
                 between = _between_steps(check_cancelled, deadline)
-                return self._made(generator, tissue, request.description, seeds, between)
+                return _made(generator, context_of, seeds, between)
 
             predict = validator.predict
 
@@ -349,8 +353,7 @@ class Studio:
                 if detailer is None:
                     return None
                 between = _between_steps(check_cancelled, deadline)
-                context = self._context(generator, tissue, request.description, seed)
-                return detailer.checked(tile, context, seed, predict, on_step=between)
+                return detailer.checked(tile, context_of(seed), seed, predict, on_step=between)
 
             detail = None if detailer is None else add_detail
             loop = LoopRequest(
@@ -628,7 +631,8 @@ class Studio:
         judge = self._judge if self.weights.has("judge") else None
 
         def described(tissue: Tissue, description: str, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-            tiles = self._made(self._generator, tissue, description, seeds)
+            context_of = partial(self._context, self._generator, tissue, description)
+            tiles = _made(self._generator, context_of, seeds)
             return np.stack([to_native(tile) for tile in tiles])
 
         with self._models:
@@ -686,7 +690,7 @@ class Studio:
             generator = self._generator
 
         def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-            return self._made(generator, tissue, tissue.label, seeds, on_step)
+            return _made(generator, partial(self._context, generator, tissue, tissue.label), seeds, on_step)
 
         return propose
 
@@ -696,21 +700,6 @@ class Studio:
         """Context (1) of the tile with a seed that a request wants."""
         with self._models:
             return generator.context_of(tissue, description, lambda: self._encoder, seed)
-
-    def _made(
-        self,
-        generator: "Generator | StableDiffusionGenerator",
-        tissue: Tissue,
-        description: str,
-        seeds: Sequence[int],
-        on_step: Callable[[], None] | None = None,
-    ) -> npt.NDArray[np.uint8]:
-        """Tiles of a request, one for each seed."""
-        parts = [
-            generator.propose(self._context(generator, tissue, description, seed), [seed], on_step=on_step)
-            for seed in seeds
-        ]
-        return np.concatenate(parts)
 
     def evaluate_detail(
         self,
@@ -780,6 +769,16 @@ def likeliest(probabilities: Mapping[str, float]) -> list[Guess]:
     """The three likeliest tissues of calibrated probabilities by code."""
     codes = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:_LIKELIEST]
     return [Guess(tissue=code, label=by_code(code).label, confidence=probabilities[code]) for code in codes]
+
+
+def _made(
+    generator: "Generator | StableDiffusionGenerator",
+    context_of: Callable[[int], "TextContext"],
+    seeds: Sequence[int],
+    on_step: Callable[[], None] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """A tile for each seed, from the context (1) of that seed."""
+    return np.concatenate([generator.propose(context_of(seed), [seed], on_step=on_step) for seed in seeds])
 
 
 def _asked_code(request: GenerationRequest) -> str | None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from pathsynth.errors import RequestError, WeightsError
+from pathsynth.threads import on_one_thread
 from pathsynth.tissues import TISSUES, Tissue, by_code
 from pathsynth.weights import loading
 
@@ -145,6 +146,7 @@ class TextEncoder:
             )
         self._model = model.eval().requires_grad_(False)
 
+    @on_one_thread()
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextContext:
         """Token states of each text; longer texts are cut to CONTEXT_LENGTH word pieces, shorter ones padded

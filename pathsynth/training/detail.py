@@ -34,6 +34,7 @@ from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig
+from pathsynth.training.few_steps import Make
 from pathsynth.training.hires import LUMINANCE, Crops, HiresTiles
 from pathsynth.training.layout import FlowConfig
 from pathsynth.training.perceptual import FeatureDistance, PatchRival, hinge, imagenet_stages
@@ -228,6 +229,20 @@ class DetailBatch:
 
     tiles: torch.Tensor
     context: TextContext
+
+
+def detail_maker(unet: nn.Module, thumbnails: torch.Tensor, context: TextContext) -> Make:
+    """What a network of a detail pipeline sees in noisy detail of thumbnails (N, 3, s, s) with contexts (N):
+    standardised detail.
+    """
+
+    def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        text = TextContext(context.states[where], context.mask[where])
+        velocity = predict_detail_velocity(unet, noisy, thumbnails[where], time * TIME_SCALE, text)
+        made: torch.Tensor = noisy - time.view(-1, 1, 1, 1) * velocity.float()
+        return made
+
+    return make
 
 
 class DetailSampling:

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from pathsynth.detail import DetailPipeline, predict_detail_velocity
+from pathsynth.detail import DetailPipeline
 from pathsynth.layout import TIME_SCALE, pooled_text
 from pathsynth.text import TextContext, TextEncoder
 from pathsynth.training.adversarial import TileRival
@@ -29,9 +29,10 @@ from pathsynth.training.detail import (
     CropConfig,
     DetailBatch,
     DetailSampling,
+    detail_maker,
 )
 from pathsynth.training.engine import OptimConfig
-from pathsynth.training.few_steps import FewSteps, Make
+from pathsynth.training.few_steps import FewSteps
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.layout import FlowConfig
 from pathsynth.training.perceptual import Shown, SpectrumDistance, hinges, opinion
@@ -149,24 +150,13 @@ class AdversarialDetailTask(DetailSampling):
         self._steps = FewSteps(config.steps, config.first_step, config.on_policy)
         self._last: tuple[Shown, Shown, torch.Tensor, torch.Tensor] | None = None
 
-    def _maker(self, model: nn.Module, thumbnails: torch.Tensor, context: TextContext) -> Make:
-        """What the network sees in noisy detail of thumbnails (N, 3, s, s): standardised detail."""
-
-        def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-            text = TextContext(context.states[where], context.mask[where])
-            velocity = predict_detail_velocity(model, noisy, thumbnails[where], time * TIME_SCALE, text)
-            made: torch.Tensor = noisy - time.view(-1, 1, 1, 1) * velocity.float()
-            return made
-
-        return make
-
     def loss(self, model: nn.Module, batch: DetailBatch, generator: torch.Generator) -> torch.Tensor:
         """What the rival says of the detail that is made, and its distance from that which was noised."""
         config = self.config
         device = next(model.parameters()).device
         thumbnails, data = self._encoded(batch, device)
         context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
-        make = self._maker(model, thumbnails, context)
+        make = detail_maker(model, thumbnails, context)
         given = self._steps.noise(data, make, generator)
         made = make(given.noisy, given.time, torch.ones_like(given.own))
         squared = (made - data).square().mean((1, 2, 3))
@@ -231,7 +221,7 @@ class AdversarialDetailTask(DetailSampling):
                 real = to_model_range(tiles[start : start + VALIDATION_BATCH])
                 batch = self._batch_of(real, generator)
                 thumbnails, data = self._encoded(batch, real.device)
-                make = self._maker(model, thumbnails, batch.context)
+                make = detail_maker(model, thumbnails, batch.context)
                 made = self._steps.sample(data, make, generator)
                 decoded = self.pipeline.autoencoder.decode(thumbnails, self.pipeline.restore(made))
                 distances.append(float(self._spectrum(decoded.clamp(-1, 1), real)))

@@ -5,8 +5,8 @@ ones, which few steps and a small network leave softer than encoded ones. Here i
 Encoded tiles keep it true to what they show. Sampled ones have no tile they should become, so there the
 rival says whether patches look real, and the power spectrum has to be that of the real tiles with the same
 thumbnails. The rival may also look at features of a network trained on ImageNet, after Sauer et al.,
-*Projected GANs*, 2021: of EfficientNet-Lite2, since figures are measured with Lite0. Encoder and diffusion
-stay as they are.
+*Projected GANs*, 2021: of EfficientNet-Lite2, since figures are measured with Lite0. The encoder stays as it
+is, and so does the diffusion unless it is to learn too, from what the decoder makes of its samples.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,13 @@ from pathsynth.training.detail import (
     VALIDATION_BATCH,
     VALIDATION_TILES,
     CropConfig,
+    detail_maker,
     draw,
     seen_as,
     write_held_out,
 )
 from pathsynth.training.engine import OptimConfig
+from pathsynth.training.few_steps import FewSteps
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.perceptual import (
     FeatureDistance,
@@ -82,6 +84,11 @@ class DecoderConfig(BaseModel):
         ge=0,
         description="Weight of the energy distance between sampled and real tiles in those features.",
     )
+    diffusion: bool = Field(
+        default=False,
+        description="Whether the diffusion learns with the decoder, in the last step that it has taken: half "
+        "the times the last of all, and else an earlier one. It has to be one that samples stochastically.",
+    )
 
     @model_validator(mode="after")
     def _spread_has_features(self) -> Self:
@@ -116,11 +123,14 @@ def _needed(stages: list[nn.Module] | None, without: str) -> list[nn.Module]:
 
 
 class Decoding(nn.Module):
-    """Thumbnails (N, 3, s, s) and detail channels (N, k, s, s) to tiles; the encoder is frozen."""
+    """Thumbnails (N, 3, s, s) and detail channels (N, k, s, s) to tiles; the encoder is frozen. Holds the
+    diffusion where that learns too.
+    """
 
-    def __init__(self, autoencoder: DetailAutoencoder) -> None:
+    def __init__(self, autoencoder: DetailAutoencoder, unet: nn.Module | None = None) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        self.unet = unet
         autoencoder.encoder.requires_grad_(False)
         autoencoder.decoder.requires_grad_(True)
 
@@ -154,6 +164,15 @@ class DecoderTask:
         self._prompts = captions([tissue.prompt for tissue in TISSUES])
         self._unconditional = captions([""])
         self.model: nn.Module = Decoding(pipeline.autoencoder)
+        self._steps: FewSteps | None = None
+        if config.diffusion:
+            if not pipeline.scheduler.config.stochastic_sampling:
+                raise TrainingError(
+                    "The diffusion learns one step at a time, and this one was trained for paths of several; "
+                    "give a pipeline that went through detail-adversarial, or set `diffusion = false`."
+                )
+            self.model = Decoding(pipeline.autoencoder, pipeline.unet.requires_grad_(True))
+            self._steps = FewSteps(pipeline.config.steps, first=1.0, on_policy=1.0)
         self._stages: nn.ModuleList | None = None
         widths: list[int] = []
         if config.rival_features:
@@ -200,15 +219,23 @@ class DecoderTask:
         return TextContext(self._prompts.states[named], self._prompts.mask[named])
 
     def _sampled(
-        self, thumbnails: torch.Tensor, context: TextContext, generator: torch.Generator
+        self, model: nn.Module, thumbnails: torch.Tensor, context: TextContext, generator: torch.Generator
     ) -> torch.Tensor:
+        """Detail channels (N, k, s, s) that the pipeline samples. Those of a diffusion that learns are those
+        after some of its steps, with gradients of the last of them, where gradients are wanted.
+        """
         channels = int(self.pipeline.autoencoder.config.detail_channels)
-        noise = torch.randn(len(thumbnails), channels, *thumbnails.shape[2:], generator=generator)
-        generators = [generator] * len(thumbnails)
-        sampled: torch.Tensor = self.pipeline.sample(
-            thumbnails, context, self._unconditional, noise, generators=generators
-        )
-        return sampled.float()
+        shape = (len(thumbnails), channels, *thumbnails.shape[2:])
+        if self._steps is None:
+            noise = torch.randn(shape, generator=generator)
+            generators = [generator] * len(thumbnails)
+            sampled = self.pipeline.sample(
+                thumbnails, context, self._unconditional, noise, generators=generators
+            )
+            return sampled.float()
+        make = detail_maker(model.get_submodule("unet"), thumbnails, context)
+        steps = self._steps.up_to(generator) if torch.is_grad_enabled() else None
+        return self.pipeline.restore(self._steps.sample(thumbnails.new_empty(shape), make, generator, steps))
 
     def loss(self, model: nn.Module, batch: DecoderBatch, generator: torch.Generator) -> torch.Tensor:
         """The weighted sum that the configuration describes."""
@@ -220,7 +247,7 @@ class DecoderTask:
         with torch.no_grad():
             encoded = self.pipeline.autoencoder.encode(tiles[:half]).float()
             noise = torch.randn(encoded.shape, generator=generator).to(device)
-            sampled = self._sampled(thumbnails[half:], context, generator)
+        sampled = self._sampled(model, thumbnails[half:], context, generator)
         made = model(thumbnails, torch.cat([encoded + config.detail_noise * noise, sampled]))
         real, seen = seen_as(tiles, batch.is_grey), seen_as(made, batch.is_grey)
         total: torch.Tensor = F.l1_loss(seen[:half], real[:half])
@@ -270,7 +297,7 @@ class DecoderTask:
                 squares = (made - real).square().mean((1, 2, 3)).clamp_min(1e-8)
                 peaks += (10 * torch.log10(4 / squares)).tolist()
                 distances.append(float(self._spectrum(made, real)))
-                sampled = self._sampled(thumbnails, self._context_of(real), generator)
+                sampled = self._sampled(model, thumbnails, self._context_of(real), generator)
                 sampled_distances.append(float(self._spectrum(model(thumbnails, sampled).clamp(-1, 1), real)))
         return {
             "val_error": float(np.mean(errors)),
@@ -280,8 +307,10 @@ class DecoderTask:
         }
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The pipeline with the averaged decoder, in half precision, and the names of the tiles held out."""
+        """The averaged pipeline, in half precision, and the names of the tiles held out."""
         self.pipeline.autoencoder.load_state_dict(model.get_submodule("autoencoder").state_dict())
+        if self._steps is not None:
+            self.pipeline.unet.load_state_dict(model.get_submodule("unet").state_dict())
         self.pipeline.to(dtype=torch.float16)
         self.pipeline.save_pretrained(folder / "detail")
         self.pipeline.to(dtype=torch.float32)

@@ -66,10 +66,25 @@ class FewSteps:
         time = self.times[step].to(data.device)
         return Noised(noised(start, time, generator), time, step, where)
 
-    def sample(self, like: torch.Tensor, make: Make, generator: torch.Generator) -> torch.Tensor:
-        """Data from noise, of the shape of `like` (N, C, H, W), in all steps."""
+    def sample(
+        self, like: torch.Tensor, make: Make, generator: torch.Generator, steps: int | None = None
+    ) -> torch.Tensor:
+        """Data from noise, of the shape of `like` (N, C, H, W), in all steps or the first `steps` of them.
+        Where gradients are wanted, only the last of those has them.
+        """
         made, everything = torch.zeros_like(like), torch.ones(len(like), dtype=torch.bool, device=like.device)
-        for time in self.times.to(like.device):
-            times = time.expand(len(like))
-            made = make(noised(made, times, generator), times, everything)
+        times, wanted = self.times[:steps].to(like.device), torch.is_grad_enabled()
+        for i, time in enumerate(times, 1):
+            with torch.set_grad_enabled(wanted and i == len(times)):
+                at = time.expand(len(like))
+                made = make(noised(made, at, generator), at, everything)
         return made
+
+    def up_to(self, generator: torch.Generator) -> int:
+        """After how many steps to look at what they make: half the times after all, or else after fewer, each
+        as often.
+        """
+        count = len(self.times)
+        if count == 1 or torch.rand((), generator=generator) < 0.5:
+            return count
+        return int(torch.randint(1, count, (), generator=generator))

@@ -1,6 +1,7 @@
 """Detailed tiles from the loop to the store, the command line and the report, with models of toy size."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pathsynth.realism import FeatureSpace
 from pathsynth.records import DetailReport, Distances
 from pathsynth.store import ImageStore
 from pathsynth.studio import GenerationRequest, Studio
+from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import by_code
 from pathsynth.verify import Detailed, LoopRequest, Prediction, verified_tiles
 from pathsynth.weights import write_manifest
@@ -90,6 +92,23 @@ def test_the_same_request_gives_the_same_bytes(studio: Studio, tmp_path: Path) -
     two = studio.generate(request(seed=2, count=2)).tiles
     assert two[1].image_id == first.image_id
     assert studio.store.get(first.image_id).path.read_bytes() == content
+
+
+def test_the_text_of_a_tile_is_encoded_once_for_layout_and_detail(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    encode = TextEncoder.encode
+
+    def counted(encoder: TextEncoder, texts: Sequence[str]) -> TextContext:
+        asked.append(list(texts))
+        return encode(encoder, texts)
+
+    monkeypatch.setattr(TextEncoder, "encode", counted)
+    wanted = request(seed=3).model_copy(update={"description": "carcinoma, very dark stain"})
+    result = studio.generate(wanted)
+    assert result.tiles
+    assert len(asked) == len(result.tiles) + len(result.rejected)
 
 
 def test_variations_share_the_layout_and_differ(studio: Studio) -> None:

@@ -13,7 +13,12 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import nn
 
-from pathsynth.detail import load_autoencoder, load_detail_pipeline, predict_detail_velocity
+from pathsynth.detail import (
+    DetailPipeline,
+    load_autoencoder,
+    load_detail_pipeline,
+    predict_detail_velocity,
+)
 from pathsynth.errors import DataError, TrainingError
 from pathsynth.images import to_native
 from pathsynth.realism import radial_spectrum
@@ -398,10 +403,12 @@ def test_a_network_of_other_channels_is_refused(tiles: HiresTiles, encoder: Text
 # The decoder, once more
 
 
-def decoder_task(tiles: HiresTiles, encoder: TextEncoder, **fields: Any) -> DecoderTask:
+def decoder_task(
+    tiles: HiresTiles, encoder: TextEncoder, pipeline: DetailPipeline | None = None, **fields: Any
+) -> DecoderTask:
     defaults: dict[str, Any] = {"optim": OPTIM, "crops": CROPS, "perceptual": 0.0, "rival_width": 4}
     config = DecoderConfig(kind="detail-decoder", pipeline=Path("unused"), **(defaults | fields))
-    task = DecoderTask(config, tiny.detail_pipeline(), tiny.validator(), tiles, encoder)
+    task = DecoderTask(config, pipeline or tiny.detail_pipeline(), tiny.validator(), tiles, encoder)
     task._features = features()
     return task
 
@@ -437,6 +444,25 @@ def test_the_decoder_sees_encoded_and_sampled_detail(tiles: HiresTiles, encoder:
     task.loss(task.model, batch, torch.Generator().manual_seed(1))
     assert torch.allclose(seen[0][:2], encoded[:2], atol=1e-5)
     assert (seen[0][2:] - encoded[2:]).abs().max() > 0.1
+
+
+def test_the_diffusion_may_learn_through_the_decoder(
+    tiles: HiresTiles, encoder: TextEncoder, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="detail-adversarial"):
+        decoder_task(tiles, encoder, diffusion=True)
+    pipeline = tiny.detail_pipeline()
+    pipeline.sample_stochastically()
+    before = {name: weight.clone() for name, weight in pipeline.unet.state_dict().items()}
+    task = decoder_task(tiles, encoder, pipeline=pipeline, diffusion=True)
+    state = run(task, OPTIM, tmp_path)
+    assert "val_spectrum_sampled" in state.metrics
+    after = load_detail_pipeline(tmp_path / "detail").unet.state_dict()
+    average = task.pipeline.unet.state_dict()
+    learnt = {name for name in before if not torch.equal(before[name], average[name])}
+    assert {name.partition(".")[0] for name in learnt} >= {"conv_in", "conv_out", "mid_block"}
+    assert all(torch.equal(average[name].half().float(), after[name]) for name in before)
+    assert all(weight.grad is None for weight in task.pipeline.autoencoder.encoder.parameters())
 
 
 def test_the_rival_may_see_features_which_stay_as_they_are(

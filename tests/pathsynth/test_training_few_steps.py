@@ -61,3 +61,30 @@ def test_one_step_is_all_noise() -> None:
 
 def test_noise_of_time_zero_is_none() -> None:
     assert torch.equal(noised(DATA, torch.zeros(4), torch.Generator().manual_seed(0)), DATA)
+
+
+def test_sampling_may_end_early_and_only_its_last_step_has_gradients() -> None:
+    weight = torch.ones((), requires_grad=True)
+    graded: list[bool] = []
+
+    def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        graded.append((weight * noisy).requires_grad)
+        return weight * torch.full_like(noisy, float(len(graded)))
+
+    steps = FewSteps(4, 0.4, 0.5)
+    made = steps.sample(DATA, make, torch.Generator().manual_seed(5), steps=3)
+    assert graded == [False, False, True]
+    assert (made == 3).all()
+    assert torch.autograd.grad(made.mean(), weight)[0] == 3
+    with torch.no_grad():
+        steps.sample(DATA, make, torch.Generator().manual_seed(5))
+    assert graded[3:] == [False] * 4
+
+
+def test_half_the_times_all_steps_are_taken_and_else_any_number_below() -> None:
+    random = torch.Generator().manual_seed(0)
+    counts = torch.tensor([FewSteps(4, 0.4, 0.5).up_to(random) for _ in range(600)]).bincount(minlength=5)
+    assert counts[0] == 0
+    assert counts[1:4].tolist() == pytest.approx([100] * 3, abs=30)
+    assert counts[4] == pytest.approx(300, abs=40)
+    assert {FewSteps(1, 0.4, 0.5).up_to(random) for _ in range(5)} == {1}
