@@ -150,10 +150,10 @@ def _studio() -> "Studio":
 
 def _validator() -> "Validator":
     """The validator itself, whose inside an explanation looks at."""
-    from pathsynth.validator import Validator
+    from pathsynth.outliers import load_validator
     from pathsynth.weights import Weights
 
-    return Validator.load(Weights().path("validator"))
+    return load_validator(Weights())
 
 
 def _print_json(answer: object) -> None:

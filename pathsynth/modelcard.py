@@ -75,6 +75,8 @@ _LIMITS = """\
 - Nine tissues of one organ, from few centres, with one staining: other organs, stains, scanners and
   magnifications are outside. Background tiles and some debris carry artefacts of the stain normalisation.
 - The validator can be wrong with high confidence, most of all on tiles of another centre; see the test split.
+- What refuses other images learnt from drawn pictures and from changed tiles, with patches moved about among
+  them: the figures on shuffled patches are of what it was taught, those on photographs and textures are not.
 - What a filter passed agrees with the filter by construction. Only figures of the judge, or of unfiltered
   tiles, say anything about the generator.
 - Feature-space figures (FID, KID, density, coverage) depend on the feature space and the sample size; each

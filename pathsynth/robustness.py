@@ -61,13 +61,11 @@ SAMPLE_IMAGES = ("china.jpg", "flower.jpg")
 class Classifier(Protocol):
     """What is measured here of a validator."""
 
-    ood_limit: float
-
     def probabilities(
         self, tiles: Tiles, on_batch: Callable[[int, int], None] | None = None
     ) -> torch.Tensor: ...
 
-    def distances(self, tiles: Tiles) -> torch.Tensor: ...
+    def ood_scores(self, tiles: Tiles) -> torch.Tensor: ...
 
 
 def jpeg(tiles: Tiles, quality: int = JPEG_QUALITY) -> Tiles:
@@ -224,11 +222,11 @@ def outside(
     say(0, 1, "Out of distribution: preparing images")
     sets = outside_sets(split, seed)
     say(0, 1 + len(sets), f"Out of distribution: {split.name}")
-    inside = validator.distances(split.images).numpy() / validator.ood_limit
+    inside = validator.ood_scores(split.images).numpy()
     figures = {}
     for i, (name, (what, tiles)) in enumerate(sets.items()):
         say(1 + i, 1 + len(sets), f"Out of distribution: {name}")
-        scores = validator.distances(tiles).numpy() / validator.ood_limit
+        scores = validator.ood_scores(tiles).numpy()
         truth = np.repeat([0, 1], [len(inside), len(scores)])
         figures[name] = OutsideSet(
             what=what,

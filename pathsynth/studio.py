@@ -164,9 +164,9 @@ class Studio:
 
     @cached_property
     def _validator(self) -> "Validator":
-        from pathsynth.validator import Validator
+        from pathsynth.outliers import load_validator
 
-        return Validator.load(self.weights.path("validator"))
+        return load_validator(self.weights)
 
     @cached_property
     def _generator(self) -> "Generator | StableDiffusionGenerator":

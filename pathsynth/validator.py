@@ -29,6 +29,7 @@ from pathsynth.weights import loading
 
 NATIVE_SIZE = 28
 Architecture = Literal["resnet18", "regnet_y_400mf"]
+Strangeness = Callable[[npt.NDArray[np.uint8]], torch.Tensor]
 
 
 def build_classifier(architecture: Architecture) -> nn.Module:
@@ -98,8 +99,8 @@ class Validator:
     """A trained classifier with its temperature and the statistics of its features.
 
     The out-of-distribution score is the smallest Mahalanobis distance of the penultimate features (F) to a
-    class mean (9, F) under one shared covariance, divided by `ood_limit`. `whitening` (F, F) turns that
-    covariance into the identity.
+    class mean (9, F) under one shared covariance, divided by `ood_limit`; or what `strangeness` says of the
+    tile, 1 being its limit, where that is more. `whitening` (F, F) turns that covariance into the identity.
 
     Threads may share it: one at a time is inside the network, batch by batch, since features are read by a
     hook.
@@ -113,15 +114,17 @@ class Validator:
         means: torch.Tensor,
         whitening: torch.Tensor,
         ood_limit: float,
+        strangeness: Strangeness | None = None,
     ) -> None:
         self.model = model.eval()
         self.architecture = architecture
         self.temperature = temperature
         self.means, self.whitening, self.ood_limit = means, whitening, ood_limit
+        self._strangeness = strangeness
         self._inside = threading.Lock()
 
     @classmethod
-    def load(cls, folder: Path) -> "Validator":
+    def load(cls, folder: Path, strangeness: Strangeness | None = None) -> "Validator":
         """Read a folder written by `save`.
 
         Raises:
@@ -140,7 +143,7 @@ class Validator:
             }
             model.load_state_dict(counters | tensors)
             temperature, ood_limit = float(config["temperature"]), float(config["ood_limit"])
-        return cls(model, config["architecture"], temperature, means, whitening, ood_limit)
+        return cls(model, config["architecture"], temperature, means, whitening, ood_limit, strangeness)
 
     def save(self, folder: Path) -> None:
         """Write half-precision weights and the calibration, as `load` reads them."""
@@ -167,6 +170,11 @@ class Validator:
         nearest: torch.Tensor = (centred @ self.whitening).norm(dim=2).min(1).values
         return nearest
 
+    def ood_scores(self, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Out-of-distribution score (N,) of uint8 RGB tiles (N, 28, 28, 3); at or above 1 a tile is none."""
+        scores = self.distances(tiles) / self.ood_limit
+        return scores if self._strangeness is None else torch.maximum(scores, self._strangeness(tiles))
+
     def probabilities(
         self, tiles: npt.NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None
     ) -> torch.Tensor:
@@ -177,7 +185,7 @@ class Validator:
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> list[Prediction]:
         """Name the tissue of each tile (N, 28, 28, 3) uint8."""
-        scores = (self.distances(tiles) / self.ood_limit).tolist()
+        scores = self.ood_scores(tiles).tolist()
         result = []
         for row, score in zip(self.probabilities(tiles).tolist(), scores, strict=True):
             best = max(range(len(row)), key=row.__getitem__)

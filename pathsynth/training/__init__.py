@@ -69,6 +69,8 @@ def start(
         "detail-adversarial",
     ):  # stages of one model
         meant = found
+    if (meant, found) == ("validator", "outliers"):  # which it looks at a tile with, too
+        meant = found
     if meant == "lora" and found == "lora-stable-diffusion":
         raise TrainingError(f"{config} is for a Stable Diffusion checkpoint; give that with --base.")
     if found != meant:
@@ -82,12 +84,14 @@ def start(
     from pathsynth.training.engine import Task, TrainState, precision_of, run
     from pathsynth.training.hires import HiresTiles
     from pathsynth.training.layout import BaseConfig, BaseTask, LoraConfig, LoraTask
+    from pathsynth.training.outliers import OutlierConfig, OutlierTask
     from pathsynth.training.stable_diffusion import StableDiffusionConfig, StableDiffusionTask
     from pathsynth.training.validator import ValidatorConfig, ValidatorTask
 
     task: Task
     settings: (
         ValidatorConfig
+        | OutlierConfig
         | BaseConfig
         | LoraConfig
         | StableDiffusionConfig
@@ -104,6 +108,9 @@ def start(
         settings = read_config(config, StableDiffusionConfig)
         frozen = torch.bfloat16 if precision_of(settings.optim) == "bf16" else torch.float32
         task = StableDiffusionTask(settings, load_checkpoint(base).to(frozen), base)
+    elif meant == "outliers":
+        settings = read_config(config, OutlierConfig)
+        task = OutlierTask(settings)
     elif kind in ("validator", "judge"):
         settings = read_config(config, ValidatorConfig)
         task = ValidatorTask(settings)

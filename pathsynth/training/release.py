@@ -210,6 +210,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pathsynth.training.release", description=__doc__)
     parser.add_argument("weights", type=Path, help="the weights folder to write")
     parser.add_argument("--validator", type=Path, help="finished run of `pathsynth train validator`")
+    parser.add_argument(
+        "--outliers", type=Path, help="finished run of `pathsynth train validator --config outliers.toml`"
+    )
     parser.add_argument("--judge", type=Path, help="finished run of `pathsynth train judge`")
     parser.add_argument("--base", type=Path, help="finished run of `pathsynth train base`")
     parser.add_argument("--detail", type=Path, help="finished run of `pathsynth train detail`")
@@ -252,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights: Path = asked.weights
     weights.mkdir(parents=True, exist_ok=True)
     try:
-        for name in ("validator", "judge"):
+        for name in ("validator", "outliers", "judge"):
             if run := getattr(asked, name):
                 add_model(weights, name, run, name)
         if asked.base:

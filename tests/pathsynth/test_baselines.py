@@ -153,17 +153,15 @@ def test_disturbances_do_what_they_say() -> None:
 class ByBrightness:
     """Names tissue 0 when a tile is bright and 1 when it is dark; the farther from grey, the stranger."""
 
-    ood_limit = 10.0
-
     def probabilities(self, tiles: Tiles, on_batch: Callable[[int, int], None] | None = None) -> torch.Tensor:
         if on_batch is not None:
             on_batch(0, len(tiles))
         bright = torch.from_numpy(tiles.mean(axis=(1, 2, 3)) > 100).long()
         return torch.nn.functional.one_hot(1 - bright, 9).float()
 
-    def distances(self, tiles: Tiles) -> torch.Tensor:
+    def ood_scores(self, tiles: Tiles) -> torch.Tensor:
         spread = np.ptp(tiles.astype(float), axis=3).mean(axis=(1, 2))
-        return torch.from_numpy(spread)
+        return torch.from_numpy(spread / 10)
 
 
 def test_stress_is_the_accuracy_on_the_disturbed_tiles() -> None:

@@ -297,11 +297,13 @@ def test_every_configuration_that_ships_fits(path: Path) -> None:
     from pathsynth.training.detail_adversarial import AdversarialDetailConfig
     from pathsynth.training.detail_decoder import DecoderConfig
     from pathsynth.training.hires import HiresConfig
+    from pathsynth.training.outliers import OutlierConfig
     from pathsynth.training.stable_diffusion import StableDiffusionConfig
 
     shapes: dict[str, type[BaseModel]] = {
         "validator": ValidatorConfig,
         "judge": ValidatorConfig,
+        "outliers": OutlierConfig,
         "base": BaseConfig,
         "lora": LoraConfig,
         "lora-stable-diffusion": StableDiffusionConfig,
