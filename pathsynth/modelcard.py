@@ -47,7 +47,7 @@ _MEASURED: Final = {
     "validator": ("validator",),
     "judge": ("judge",),
     "generator": _GENERATOR,
-    "loop": (*_GENERATOR, "near-copies"),
+    "loop": (*_GENERATOR, "near-copies", "outliers"),
     "detail": ("validator", "contexts", "detail"),
 }
 
@@ -99,8 +99,8 @@ _WORDINGS = """\
   were measured that way. What else a request says is used as it stands, and then nothing is drawn."""
 
 _DETAIL_SAW = """\
-- The decoder of the detail model learnt to keep near real tiles in features of EfficientNet-Lite0, and, in
-  those of EfficientNet-Lite2, against a rival and to be spread as real tiles are. KID and FID of the detail
+- The detail model learnt to keep near real tiles in features of EfficientNet-Lite0, and, in those of
+  EfficientNet-Lite2, against a rival and to be spread as real tiles are. KID and FID of the detail
   in features of Lite0 are therefore not those of a network that had no part in training."""
 
 _WITHOUT_DETAIL = """\

@@ -69,6 +69,11 @@ class DecoderConfig(BaseModel):
     )
     optim: OptimConfig
     crops: CropConfig = CropConfig()
+    steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="Denoising steps to sample with from now on; None leaves them as they are.",
+    )
     encoded: float = Field(default=0.5, gt=0, lt=1, description="Share of a batch that is encoded.")
     detail_noise: float = Field(default=0.1, ge=0, description="Deviation of noise on encoded channels.")
     perceptual: float = Field(default=1.0, ge=0)
@@ -155,6 +160,8 @@ class DecoderTask:
         self.config = config
         self.train = tiles or HiresTiles()
         self.pipeline = pipeline
+        if config.steps is not None:
+            pipeline.register_to_config(steps=config.steps)
         pipeline.unet.eval().requires_grad_(False)
         pipeline.unet.set_attn_processor(AttnProcessor())
         if config.optim.compile:

@@ -454,10 +454,12 @@ def test_the_diffusion_may_learn_through_the_decoder(
     pipeline = tiny.detail_pipeline()
     pipeline.sample_stochastically()
     before = {name: weight.clone() for name, weight in pipeline.unet.state_dict().items()}
-    task = decoder_task(tiles, encoder, pipeline=pipeline, diffusion=True)
+    task = decoder_task(tiles, encoder, pipeline=pipeline, diffusion=True, steps=2)
     state = run(task, OPTIM, tmp_path)
     assert "val_spectrum_sampled" in state.metrics
-    after = load_detail_pipeline(tmp_path / "detail").unet.state_dict()
+    saved = load_detail_pipeline(tmp_path / "detail")
+    assert saved.config.steps == 2
+    after = saved.unet.state_dict()
     average = task.pipeline.unet.state_dict()
     learnt = {name for name in before if not torch.equal(before[name], average[name])}
     assert {name.partition(".")[0] for name in learnt} >= {"conv_in", "conv_out", "mid_block"}
