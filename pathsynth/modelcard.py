@@ -111,9 +111,10 @@ _WITH_DETAIL = """\
 - What was verified is a tile of 28 px, about 4 um a pixel. Everything finer in a tile of 224 px was made up
   by the detail model so that it fits: nuclei look as they may in such a tissue, and no single one, no mitosis
   and no count of cells means anything.
-- The detail model has seen fat, muscle and debris at full detail in grey tiles only. In empty fat, in
-  background and in muscle it draws fine lines that are not there in real tiles, and in tumour more nuclei
-  than there are in real ones."""
+- The detail model has seen fat, muscle and debris at full detail in grey tiles only. In empty fat, in dark
+  background and in muscle it draws fine wavy lines that are not there in real tiles. Every tile comes out
+  sharp: tumour of a source that is out of focus is given more nuclei than are counted in it, since 28 px do
+  not tell the two apart."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to

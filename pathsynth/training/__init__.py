@@ -74,7 +74,7 @@ def start(
     if meant == "lora" and found == "lora-stable-diffusion":
         raise TrainingError(f"{config} is for a Stable Diffusion checkpoint; give that with --base.")
     if found != meant:
-        raise TrainingError(f"{config} configures a {found}, not a {meant}; give the matching file.")
+        raise TrainingError(f"{config} is for `{found}`, not for `{meant}`; give the matching file.")
     from accelerate import PartialState
 
     from pathsynth.training.adversarial import AdversarialLoraTask

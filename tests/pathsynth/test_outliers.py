@@ -181,5 +181,5 @@ def test_it_is_trained_as_a_part_of_the_validator_and_of_nothing_else(
     assert record["config"]["kind"] == "outliers"
     assert 0 <= record["result"]["val_auroc"] <= 1
     assert (tmp_path / "run" / "outliers" / "model.safetensors").is_file()
-    with pytest.raises(TrainingError, match="configures a outliers, not a judge"):
+    with pytest.raises(TrainingError, match="is for `outliers`, not for `judge`"):
         start("judge", config, tmp_path / "other", False, None, lambda *_: None)

@@ -783,7 +783,7 @@ def test_base_and_configuration_must_belong_together(
         return sentence(caught.value)
 
     assert "give --base with lora only" in started("validator", config_file, str(checkpoint))
-    assert "configures a lora, not a lora-stable-diffusion" in started("lora", layout, str(checkpoint))
+    assert "is for `lora`, not for `lora-stable-diffusion`" in started("lora", layout, str(checkpoint))
     assert "give that with --base" in started("lora", config_file, None)
 
 

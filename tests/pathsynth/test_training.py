@@ -363,7 +363,7 @@ def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_configuration_of_another_model_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="configures a validator, not a judge") as caught:
+    with pytest.raises(TrainingError, match="is for `validator`, not for `judge`") as caught:
         start("judge", written(tmp_path, VALID), tmp_path / "out", False, None, lambda *_: None)
     sentence(caught)
     assert not (tmp_path / "out").exists()
