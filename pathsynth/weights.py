@@ -37,8 +37,6 @@ def loading(path: Path) -> Iterator[None]:
     try:
         yield
     except _LOADING_FAILED as error:
-        if not path.exists():  # what libraries then say is about a hub or about something else
-            raise WeightsError(f"{path} is missing; correct the path, or install PathSynth again.") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(
             f"{path} cannot be loaded ({lines[0].rstrip('.:')[:200]}); install PathSynth again."

@@ -582,7 +582,7 @@ def test_what_the_command_line_trains_it_generates_with(
 
     monkeypatch.setattr("pathsynth.weights.Weights", FakeWeights)
     validator = FakeValidator(FAT.code, lambda asked: True)
-    monkeypatch.setattr("pathsynth.validator.Validator.load", lambda folder: validator)
+    monkeypatch.setattr("pathsynth.validator.Validator.load", lambda folder, strangeness: validator)
     models = ["--base", str(checkpoint), "--lora", str(run / "lora")]
     assert cli.main(["generate", FAT.label, *models, "--seed", "5", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
