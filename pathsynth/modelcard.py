@@ -75,8 +75,6 @@ _LIMITS = """\
 - Nine tissues of one organ, from few centres, with one staining: other organs, stains, scanners and
   magnifications are outside. Background tiles and some debris carry artefacts of the stain normalisation.
 - The validator can be wrong with high confidence, most of all on tiles of another centre; see the test split.
-- What refuses other images learnt from drawn pictures and from changed tiles, with patches moved about among
-  them: the figures on shuffled patches are of what it was taught, those on photographs and textures are not.
 - What a filter passed agrees with the filter by construction. Only figures of the judge, or of unfiltered
   tiles, say anything about the generator.
 - Feature-space figures (FID, KID, density, coverage) depend on the feature space and the sample size; each
@@ -84,6 +82,10 @@ _LIMITS = """\
 - A verified tile is the right tissue to the validator; whether it would convince a pathologist was not
   studied."""
 
+
+_OUTLIERS = """\
+- What refuses other images learnt from drawn pictures and from changed tiles, with patches moved about among
+  them: the figures on shuffled patches are of what it was taught, those on photographs and textures are not."""
 
 _SEEN_FEATURES = """\
 - The default adapter learnt against a rival that sees features of the validator, so that what the validator
@@ -112,9 +114,8 @@ _WITH_DETAIL = """\
   by the detail model so that it fits: nuclei look as they may in such a tissue, and no single one, no mitosis
   and no count of cells means anything.
 - The detail model has seen fat, muscle and debris at full detail in grey tiles only. In empty fat, in dark
-  background and in muscle it draws fine wavy lines that are not there in real tiles. Every tile comes out
-  sharp: tumour of a source that is out of focus is given more nuclei than are counted in it, since 28 px do
-  not tell the two apart."""
+  background and in muscle it draws fine wavy lines that are not there in real tiles, and in tumour more nuclei
+  than are counted in real ones; most of all in that of one source, whose tumour is softer."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to
@@ -201,6 +202,8 @@ def _limits(weights: Weights) -> Iterator[str]:
         yield _RECOGNISED
     if weights.has("wordings"):
         yield _WORDINGS
+    if weights.has("outliers"):
+        yield _OUTLIERS
     if weights.manifest.components.get("detail", {}).get("config", {}).get("rival_features"):
         yield _DETAIL_SAW
 

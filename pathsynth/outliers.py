@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pathsynth.validator import Validator, symmetric_logits
+from pathsynth.validator import Validator, half_precision, load_stored, symmetric_logits
 from pathsynth.weights import Weights, loading
 
 COMPONENT = "outliers"
@@ -67,21 +67,13 @@ class OutlierDetector:
         with loading(folder):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             model = OutlierNetwork().to(memory_format=torch.channels_last)
-            stored = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-            counters = {
-                name: value for name, value in model.state_dict().items() if not value.is_floating_point()
-            }
-            model.load_state_dict(counters | stored)
+            load_stored(model, load_file(folder / "model.safetensors"))
             return cls(model, float(config["median"]), float(config["limit"]))
 
     def save(self, folder: Path) -> None:
         """Write half-precision weights and the calibration, as `load` reads them."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = self.model.state_dict()
-        floats = {
-            name: value.half().contiguous() for name, value in state.items() if value.is_floating_point()
-        }
-        save_file(floats, folder / "model.safetensors")
+        save_file(half_precision(self.model), folder / "model.safetensors")
         config = json.dumps({"median": self.median, "limit": self.limit}, indent=1)
         (folder / "config.json").write_text(config + "\n", encoding="utf-8")
 

@@ -47,6 +47,18 @@ def build_classifier(architecture: Architecture) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
+def half_precision(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a network as they are stored. Counters of batches, its only integers, are not."""
+    state = model.state_dict()
+    return {name: value.half().contiguous() for name, value in state.items() if value.is_floating_point()}
+
+
+def load_stored(model: nn.Module, stored: dict[str, torch.Tensor]) -> None:
+    """Load what `half_precision` gave. Raises RuntimeError when it is the state of another network."""
+    counters = {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}
+    model.load_state_dict(counters | stored)
+
+
 def to_model_range(tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
     """uint8 RGB tiles (N, H, W, 3) as float32 (N, 3, H, W) in [-1, 1], channels-last in memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(tiles)).permute(0, 3, 1, 2)
@@ -137,21 +149,14 @@ class Validator:
             }
             means, whitening = tensors.pop("ood.means"), tensors.pop("ood.whitening")
             model = build_classifier(config["architecture"])
-            # Counters of batches, the only integers of the network, are not stored.
-            counters = {
-                name: value for name, value in model.state_dict().items() if not value.is_floating_point()
-            }
-            model.load_state_dict(counters | tensors)
+            load_stored(model, tensors)
             temperature, ood_limit = float(config["temperature"]), float(config["ood_limit"])
         return cls(model, config["architecture"], temperature, means, whitening, ood_limit, strangeness)
 
     def save(self, folder: Path) -> None:
         """Write half-precision weights and the calibration, as `load` reads them."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = self.model.state_dict()
-        tensors = {
-            name: value.half().contiguous() for name, value in state.items() if value.is_floating_point()
-        }
+        tensors = half_precision(self.model)
         tensors["ood.means"], tensors["ood.whitening"] = self.means.contiguous(), self.whitening.contiguous()
         save_file(tensors, folder / "model.safetensors")
         config = {
