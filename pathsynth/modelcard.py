@@ -84,8 +84,9 @@ _LIMITS = """\
 
 
 _OUTLIERS = """\
-- What refuses other images learnt from drawn pictures and from changed tiles, with patches moved about among
-  them: the figures on shuffled patches are of what it was taught, those on photographs and textures are not."""
+- What refuses other images learnt from drawn pictures and from changed tiles, with patches moved about
+  among them: the figures on shuffled patches are of what it was taught, those on photographs and textures
+  are not."""
 
 _SEEN_FEATURES = """\
 - The default adapter learnt against a rival that sees features of the validator, so that what the validator
@@ -114,8 +115,8 @@ _WITH_DETAIL = """\
   by the detail model so that it fits: nuclei look as they may in such a tissue, and no single one, no mitosis
   and no count of cells means anything.
 - The detail model has seen fat, muscle and debris at full detail in grey tiles only. In empty fat, in dark
-  background and in muscle it draws fine wavy lines that are not there in real tiles, and in tumour more nuclei
-  than are counted in real ones; most of all in that of one source, whose tumour is softer."""
+  background and in muscle it draws fine wavy lines that are not there in real tiles, and in tumour more
+  nuclei than are counted in real ones; most of all in that of one source, whose tumour is softer."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to
