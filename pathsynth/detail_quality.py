@@ -41,7 +41,6 @@ Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Progress = Callable[[int, int, str], None]
 LEAST_TILES = 4
-NUCLEI_PER_TISSUE = 40
 SHEET_ROWS = 6
 GRADIENT_SAMPLES = 200_000
 _BATCH = 8
@@ -49,11 +48,12 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Compared:
-    """Tiles (N, 224, 224, 3): real ones, and what was made from their thumbnails, in which the validator sees
-    the tissues `named` (N,).
+    """Tiles (N, 224, 224, 3): real ones, from the datasets `sources` (N), and what was made from their
+    thumbnails, in which the validator sees the tissues `named` (N,).
     """
 
     real: Tiles
+    sources: Sequence[str]
     detailed: Tiles
     lanczos: Tiles
     autoencoder: Tiles
@@ -89,13 +89,14 @@ def validator_space(validator: Validator) -> FeatureSpace:
 
 def compare(
     real: Tiles,
+    sources: Sequence[str],
     detailer: Detailer,
     contexts: TextContext,
     validator: Validator,
     seed: int,
     progress: Progress | None = None,
 ) -> Compared:
-    """Make the other three of real tiles (N, 224, 224, 3). The text is the prompt of what the validator sees
+    """Make the other three of real tiles (N, 224, 224, 3) from the datasets `sources` (N). The text is the prompt of what the validator sees
     in the thumbnail, and tile i has the detail of seed `seed + i`.
 
     Raises:
@@ -117,7 +118,7 @@ def compare(
             made = detailer.pipeline.autoencoder(to_model_range(real[i : i + 1]))[0]
         rebuilt.append(from_model_range(made)[0])
     lanczos = np.stack([upscale(thumbnail, TILE_EDGE) for thumbnail in thumbnails])
-    return Compared(real, np.stack(detailed), lanczos, np.stack(rebuilt), named)
+    return Compared(real, sources, np.stack(detailed), lanczos, np.stack(rebuilt), named)
 
 
 def on_layouts(
@@ -184,19 +185,26 @@ def _space(sets: Compared, space: FeatureSpace, seed: int, progress: Progress | 
 
 
 def nuclei_by_tissue(sets: Compared, progress: Progress | None = None) -> dict[str, NucleiFigures]:
-    """Mean count of nuclei a tile, of the first tiles of each tissue that the validator names."""
-    result = {}
-    for index, code in enumerate(CODES):
-        mine = np.flatnonzero(sets.named == index)[:NUCLEI_PER_TISSUE]
-        if not len(mine):
-            continue
+    """Mean count of nuclei a tile, of all tiles of each tissue that the validator names."""
+    counts = np.empty((len(sets.real), 3))
+    for i in range(len(counts)):
         if progress is not None:
-            progress(index, len(CODES), f"Counting nuclei: {TISSUES[index].label}")
-        real, detailed, lanczos = (
-            float(np.mean([nuclei.count(tiles[i]) for i in mine]))
-            for tiles in (sets.real, sets.detailed, sets.lanczos)
+            progress(i, len(counts), "Counting nuclei")
+        counts[i] = [nuclei.count(tiles[i]) for tiles in (sets.real, sets.detailed, sets.lanczos)]
+
+    def mean(mine: npt.NDArray[np.bool_]) -> dict[str, float]:
+        return {"n": int(mine.sum())} | dict(
+            zip(("real", "detailed", "lanczos"), counts[mine].mean(0).tolist(), strict=True)
         )
-        result[code] = NucleiFigures(n=len(mine), real=real, detailed=detailed, lanczos=lanczos)
+
+    result, sources = {}, np.array(sets.sources)
+    for index, code in enumerate(CODES):
+        mine = sets.named == index
+        if mine.any():
+            of_source = {name: mine & (sources == name) for name in sorted(set(sources[mine].tolist()))}
+            result[code] = NucleiFigures.model_validate(
+                mean(mine) | {"sources": {name: mean(part) for name, part in of_source.items()}}
+            )
     return result
 
 

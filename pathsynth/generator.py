@@ -77,17 +77,35 @@ class Generator:
         Raises:
             WeightsError: a part is missing or cannot be loaded.
         """
-        pipeline = load_pipeline(weights.path("layout"))
         adapter = weights.path("lora/default")
+        with loading(adapter):
+            sampling = Sampling.model_validate_json((adapter / "settings.json").read_bytes())
+        contexts = load_contexts(weights.path(CONTEXTS_FILE))
+        wordings = load_wordings(weights.path(WORDINGS_FILE)) if weights.has("wordings") else None
+        return cls.adapted(weights.path("layout"), adapter, sampling, contexts, wordings)
+
+    @classmethod
+    def adapted(
+        cls,
+        base: Path,
+        adapter: Path,
+        sampling: Sampling,
+        contexts: TextContext,
+        wordings: Wordings | None = None,
+    ) -> "Generator":
+        """The base in a folder with the adapter in another merged into it, in float32. `contexts` are those
+        of what names the nine tissues, then that of the empty text.
+
+        Raises:
+            WeightsError: a part is missing or cannot be loaded.
+        """
+        pipeline = load_pipeline(base)
         with loading(adapter), _quiet_diffusers():
             pipeline.load_lora_weights(adapter)
             pipeline.unet.fuse_lora()
             pipeline.unet.unload_lora()
-            sampling = Sampling.model_validate_json((adapter / "settings.json").read_bytes())
         if sampling.stochastic:
             pipeline.sample_stochastically()
-        contexts = load_contexts(weights.path(CONTEXTS_FILE))
-        wordings = load_wordings(weights.path(WORDINGS_FILE)) if weights.has("wordings") else None
         return cls(
             pipeline, contexts, sampling.steps, sampling.guidance, sampling.guidance_interval, wordings
         )

@@ -540,9 +540,17 @@ def _detail(folder: Path, own: Manifest) -> Iterator[str]:
             rows.append([f"{name}, distance from real", *(_number(values[key]) for key in columns), "-"])
         yield _table(["figure", *columns, "real against real"], rows)
         yield _table(
-            ["tissue", "n", "nuclei a tile, real", "detailed", "Lanczos"],
+            ["tissue", "n", "nuclei a tile, real", "detailed", "Lanczos", "by dataset: n, real, detailed"],
             [
-                [code, _number(row.n), *(f"{value:.1f}" for value in (row.real, row.detailed, row.lanczos))]
+                [
+                    code,
+                    _number(row.n),
+                    *(f"{value:.1f}" for value in (row.real, row.detailed, row.lanczos)),
+                    "; ".join(
+                        f"{name} {one.n}, {one.real:.0f}, {one.detailed:.0f}"
+                        for name, one in row.sources.items()
+                    ),
+                ]
                 for code, row in report.nuclei.items()
             ],
         )

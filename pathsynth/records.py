@@ -355,13 +355,19 @@ class DetailSpace(Record):
     real_vs_real: Distances
 
 
-class NucleiFigures(Record):
+class NucleiCounts(Record):
     """Mean count of nuclei in a tile, `n` tiles each."""
 
     n: int
     real: float
     detailed: float
     lanczos: float
+
+
+class NucleiFigures(NucleiCounts):
+    """The same of one tissue, and of its tiles from each dataset."""
+
+    sources: dict[str, NucleiCounts] = Field(default_factory=dict)
 
 
 class DetailReport(Record):

@@ -721,18 +721,20 @@ class Studio:
         from pathsynth.detail import TILE_EDGE
         from pathsynth.detail_quality import compare, measure_detail, on_layouts, write_detail_sheets
         from pathsynth.generator import CONTEXTS_FILE, load_contexts
-        from pathsynth.training.hires import HiresTiles
+        from pathsynth.training.hires import HiresTiles, spread_evenly
 
         detailer = self._detailer
         if detailer is None:
             raise WeightsError("These weights hold no detail model; train one with `pathsynth train detail`.")
         held = HiresTiles(only_held_out=True, progress=progress)
-        real = held.held_colour.fitting(TILE_EDGE).centres(TILE_EDGE, most)
+        wanted = held.held_colour.fitting(TILE_EDGE)
+        real = wanted.centres(TILE_EDGE, most)
+        sources = [wanted.sources[i] for i in spread_evenly(len(wanted), most)]
         images, origin = _layouts(per_class, seed) if tiles is None else (tiles.images, "generator")
         with self._generating:
             with self._models:
                 validator, contexts = self._validator, load_contexts(self.weights.path(CONTEXTS_FILE))
-            sets = compare(real, detailer, contexts, validator, seed, progress)
+            sets = compare(real, sources, detailer, contexts, validator, seed, progress)
             layouts = on_layouts(images, detailer, contexts, validator, seed, progress)
             if sheets is not None:
                 write_detail_sheets(sets, layouts, sheets)

@@ -113,7 +113,8 @@ def start(
         task = OutlierTask(settings)
     elif kind in ("validator", "judge"):
         settings = read_config(config, ValidatorConfig)
-        task = ValidatorTask(settings)
+        initial = settings.initial and out.absolute().parent / settings.initial
+        task = ValidatorTask(settings.model_copy(update={"initial": initial}))
     elif kind == "base":
         settings = read_config(config, BaseConfig)
         initial = settings.initial and out.absolute().parent / settings.initial

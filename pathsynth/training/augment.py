@@ -3,14 +3,30 @@
 A tile has no up or down, so every rotation by 90 degrees and every flip is as real as the original. Stain
 varies between laboratories; it is varied in optical density along haematoxylin, eosin and the residual,
 after Tellez et al., *Quantifying the effects of data augmentation and stain color normalization*, Medical
-Image Analysis 2019.
+Image Analysis 2019. What pictures go through on their way is imitated too: JPEG, blur, other colours and light.
 """
 
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from skimage.color import hed_from_rgb, rgb_from_hed
 
+from pathsynth.robustness import blur, brighten, jpeg, turn_hue
+
+Tiles = npt.NDArray[np.uint8]
+
 _TO_STAIN = torch.tensor(hed_from_rgb, dtype=torch.float32)
 _FROM_STAIN = torch.tensor(rgb_from_hed, dtype=torch.float32)
+# Each with the range that its strength is drawn from.
+_DISTURBANCES: Final[tuple[tuple[Callable[[Tiles, float], Tiles], float, float], ...]] = (
+    (lambda tiles, quality: jpeg(tiles, round(quality)), 10, 90),
+    (blur, 0.3, 1.5),
+    (turn_hue, -30, 30),
+    (brighten, 0.7, 1.3),
+)
 
 
 def dihedral(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -35,3 +51,16 @@ def vary_stain(images: torch.Tensor, generator: torch.Generator, strength: float
     stains = torch.einsum("nchw,cs->nshw", density, _TO_STAIN) * scale + shift
     varied = torch.exp(-torch.einsum("nshw,sc->nchw", stains, _FROM_STAIN))
     return varied.mul(2).sub(1).clamp(-1, 1)
+
+
+def disturb(tiles: Tiles, generator: torch.Generator, share: float) -> Tiles:
+    """RGB tiles (N, H, W, 3), on average `share` of them stored as JPEG, blurred (px), turned in hue (degrees)
+    or made brighter or darker (factor), each as strongly as drawn.
+    """
+    result = tiles.copy()
+    for i in torch.nonzero(torch.rand(len(tiles), generator=generator) < share)[:, 0].tolist():
+        which = int(torch.randint(len(_DISTURBANCES), (), generator=generator))
+        change, least, most = _DISTURBANCES[which]
+        strength = least + (most - least) * float(torch.rand((), generator=generator))
+        result[i : i + 1] = change(tiles[i : i + 1], strength)
+    return result

@@ -256,6 +256,11 @@ def luminance_of(colours: FloatArray) -> FloatArray:
 # The tiles
 
 
+def spread_evenly(count: int, most: int) -> npt.NDArray[np.int64]:
+    """At most `most` of the numbers below `count`, spread evenly over them."""
+    return np.linspace(0, count - 1, min(count, most), dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Crops:
     """Where crops are drawn from: tiles uint8 (H, W, 3) by dataset, and how often each dataset is drawn."""
@@ -267,6 +272,11 @@ class Crops:
         """Only the datasets whose tiles are at least `edge` px."""
         fit = {name for name, tiles in self.tiles.items() if min(min(t.shape[:2]) for t in tiles) >= edge}
         return Crops({n: t for n, t in self.tiles.items() if n in fit}, self.shares)
+
+    @property
+    def sources(self) -> list[str]:
+        """The dataset of every tile, in the order of `centres`."""
+        return [name for name in sorted(self.tiles) for _ in self.tiles[name]]
 
     def __len__(self) -> int:
         return sum(len(tiles) for tiles in self.tiles.values())
@@ -293,8 +303,8 @@ class Crops:
     def centres(self, edge: int, most: int | None = None) -> Picture:
         """The central crop of every tile, or of `most` tiles spread evenly: uint8 (N, edge, edge, 3)."""
         everything = [tile for name in sorted(self.tiles) for tile in self.tiles[name]]
-        if most is not None and most < len(everything):
-            everything = [everything[i] for i in np.linspace(0, len(everything) - 1, most, dtype=np.int64)]
+        if most is not None:
+            everything = [everything[i] for i in spread_evenly(len(everything), most)]
         crops = []
         for tile in everything:
             top, left = ((length - edge) // 2 for length in tile.shape[:2])
@@ -411,7 +421,7 @@ def _median_density(level: FloatArray) -> float:
 
 def _pooled(tiles: Sequence[Picture]) -> npt.NDArray[np.uint8]:
     """Some pixels (N, 3) of tiles spread evenly over all of them."""
-    chosen = np.linspace(0, len(tiles) - 1, min(_POOLED_TILES, len(tiles)), dtype=np.int64)
+    chosen = spread_evenly(len(tiles), _POOLED_TILES)
     return np.concatenate([tiles[i].reshape(-1, 3)[::_POOLED_STEP] for i in chosen])
 
 
@@ -425,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in sorted(folder.glob("*/*")):
         by_dataset.setdefault(path.parent.name, []).append(path)
     for dataset, paths in by_dataset.items():
-        chosen = np.linspace(0, len(paths) - 1, min(_MEASURED_TILES, len(paths)), dtype=np.int64)
+        chosen = spread_evenly(len(paths), _MEASURED_TILES)
         sizes = np.concatenate([diameters(read_image(paths[i])) for i in chosen])
         low, median, high = np.quantile(sizes, (0.25, 0.5, 0.75)) if len(sizes) else (np.nan,) * 3
         print(

@@ -29,7 +29,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from pathsynth.attributes import caption, phrases
 from pathsynth.data import Split, load_split
 from pathsynth.errors import TrainingError
-from pathsynth.generator import load_pipeline
+from pathsynth.generator import Sampling, load_pipeline
 from pathsynth.layout import LORA_FILE, TIME_SCALE, LayoutPipeline, fold_size, new_pipeline, predict_velocity
 from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
@@ -167,6 +167,10 @@ class LoraConfig(BaseModel):
     alpha: int = Field(gt=0)
     target_modules: list[str]
     prompt_style: PromptStyle = "domain+attributes"
+    sampling: Sampling | None = Field(
+        default=None,
+        description="How to sample with the adapter, where the rival of its training does not decide that.",
+    )
     tissue_weights: dict[str, PositiveFloat] = Field(
         default_factory=dict,
         description="Code -> how much more often tiles of that tissue are drawn than they occur; 1 if none "

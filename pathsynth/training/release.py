@@ -102,11 +102,11 @@ def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None
 
 
 def trained_sampling(run: Path) -> Sampling | None:
-    """The sampling that the adapter of a finished run was trained for, if it was for a particular one."""
-    adversarial = read_run(run)["config"].get("adversarial")
-    if adversarial is None:
-        return None
-    return Sampling(steps=int(adversarial["steps"]), guidance=1.0, stochastic=True)
+    """The sampling that the adapter of a finished run was trained for, or that its configuration names."""
+    config = read_run(run)["config"]
+    if (adversarial := config.get("adversarial")) is not None:
+        return Sampling(steps=int(adversarial["steps"]), guidance=1.0, stochastic=True)
+    return None if config.get("sampling") is None else Sampling.model_validate(config["sampling"])
 
 
 def add_contexts(weights: Path) -> None:
@@ -221,7 +221,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--steps",
         type=int,
         default=DEFAULT_STEPS,
-        help="denoising steps of an adapter that was not trained for a particular number, as with a rival",
+        help="denoising steps of an adapter whose configuration does not say how to sample with it",
     )
     parser.add_argument("--guidance", type=float, default=DEFAULT_GUIDANCE, help="its guidance scale")
     parser.add_argument(

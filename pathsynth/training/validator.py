@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pathsynth.data import Split, load_split
 from pathsynth.tissues import TISSUES
-from pathsynth.training.augment import dihedral, vary_stain
+from pathsynth.training.augment import dihedral, disturb, vary_stain
 from pathsynth.training.engine import OptimConfig
 from pathsynth.validator import (
     Architecture,
@@ -32,8 +32,15 @@ class ValidatorConfig(BaseModel):
     kind: Literal["validator", "judge"]
     architecture: Architecture
     half: Literal["even", "odd"] | None = None
+    initial: Path | None = Field(
+        default=None,
+        description="Folder of a saved classifier to start from, seen from the folder that holds that of the run.",
+    )
     optim: OptimConfig
     stain_strength: float = Field(default=0.2, ge=0, le=1)
+    disturbed: float = Field(
+        default=0.0, ge=0, le=1, description="Share of tiles under JPEG, blur, other hue or brightness."
+    )
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
 
 
@@ -90,12 +97,16 @@ class ValidatorTask:
         self.config = config
         self.train = _half(train or load_split("train"), config.half)
         self.val = val or load_split("val")
-        self.model = build_classifier(config.architecture)
+        if config.initial is None:
+            self.model = build_classifier(config.architecture)
+        else:
+            self.model = Validator.load(config.initial).model
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented images (size, 3, 28, 28) in [-1, 1] and labels (size,)."""
         chosen = torch.randint(len(self.train), (size,), generator=generator).numpy()
-        images = dihedral(to_model_range(self.train.images[chosen]), generator)
+        tiles = disturb(self.train.images[chosen], generator, self.config.disturbed)
+        images = dihedral(to_model_range(tiles), generator)
         images = vary_stain(images, generator, self.config.stain_strength)
         return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(
             self.train.labels[chosen]

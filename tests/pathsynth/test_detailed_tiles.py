@@ -225,7 +225,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DetailReport:
     monkeypatch.setattr(detail_quality, "imagenet_space", lambda: None)
     monkeypatch.setattr(detail_quality, "validator_space", small_space)
     real = np.stack([tiny.tissue_like(seed, 224) for seed in range(6)])
-    sets = compare(real, detailer(), tiny.contexts(10), tiny.validator(), 0)
+    sets = compare(real, ["one"] * 2 + ["other"] * 4, detailer(), tiny.contexts(10), tiny.validator(), 0)
     board = (np.indices((28, 28)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., np.newaxis].repeat(3, axis=2)
     layouts = np.stack([*(to_native(tile) for tile in real[:2]), board])
     found = on_layouts(layouts, detailer(), tiny.contexts(10), tiny.validator(), 0)
@@ -243,6 +243,9 @@ def test_the_report_tells_detail_from_enlargement(measured: DetailReport, tmp_pa
     assert measured.gradients["lanczos"] > 1
     assert set(measured.nuclei) == {"TUM"}
     assert measured.nuclei["TUM"].n == 6
+    assert {name: one.n for name, one in measured.nuclei["TUM"].sources.items()} == {"one": 2, "other": 4}
+    parts = measured.nuclei["TUM"].sources.values()
+    assert measured.nuclei["TUM"].detailed == pytest.approx(sum(p.n * p.detailed for p in parts) / 6)
     assert measured.nuclei["TUM"].real > measured.nuclei["TUM"].lanczos
     assert isinstance(measured.spaces[0].detailed, Distances)
     assert 5 < measured.psnr < 40
@@ -274,7 +277,7 @@ def test_the_report_is_told_in_the_card_and_in_the_terminal(
 
 def test_too_few_real_tiles_are_refused() -> None:
     with pytest.raises(DataError, match="held-out tiles"):
-        compare(np.zeros((2, 224, 224, 3), np.uint8), detailer(), tiny.contexts(10), tiny.validator(), 0)
+        compare(np.zeros((2, 224, 224, 3), np.uint8), ["one"] * 2, detailer(), tiny.contexts(10), tiny.validator(), 0)
 
 
 # Nuclei

@@ -21,8 +21,8 @@ from pathsynth.generator import load_pipeline
 from pathsynth.layout import LORA_FILE, new_pipeline, predict_velocity
 from pathsynth.text import TextEncoder
 from pathsynth.tissues import TISSUES
-from pathsynth.training import read_config, start
-from pathsynth.training.augment import dihedral, vary_stain
+from pathsynth.training import engine, read_config, start
+from pathsynth.training.augment import dihedral, disturb, vary_stain
 from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig, Run, Task, TrainState, run
 from pathsynth.training.layout import (
@@ -34,7 +34,7 @@ from pathsynth.training.layout import (
     LoraTask,
     use_summed_weights,
 )
-from pathsynth.training.validator import ValidatorConfig, best_temperature, calibrate
+from pathsynth.training.validator import ValidatorConfig, ValidatorTask, best_temperature, calibrate
 from pathsynth.validator import to_model_range
 from tests import tiny
 
@@ -156,7 +156,8 @@ def test_minutes_end_a_run_whole(tmp_path: Path) -> None:
     assert run(ToyTask(), LINEAR, tmp_path, resume=True).step == 6
 
 
-def test_checkpoints_and_figures_come_in_between(tmp_path: Path) -> None:
+def test_checkpoints_and_figures_come_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "EVALUATED_SHARE", math.inf)  # however slow the machine is
     task, checkpoints = ToyTask(), []
 
     def report(state: TrainState) -> None:
@@ -291,7 +292,7 @@ def test_the_average_follows_the_weights() -> None:
 # Configurations
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: path.stem)
 def test_every_configuration_that_ships_fits(path: Path) -> None:
     from pathsynth.training.detail import AutoencoderConfig, DetailConfig
     from pathsynth.training.detail_adversarial import AdversarialDetailConfig
@@ -662,6 +663,20 @@ def test_validator_and_judge_see_disjoint_halves() -> None:
     assert _half(train, None) is train
 
 
+def test_a_classifier_goes_on_from_a_saved_one(tmp_path: Path) -> None:
+    saved = tiny.validator()
+    with torch.no_grad():
+        saved.model.get_parameter("conv1.weight").add_(1)
+    saved.save(tmp_path / "saved")
+    config = ValidatorConfig(
+        kind="validator", architecture=saved.architecture, initial=tmp_path / "saved", optim=LINEAR
+    )
+    task = ValidatorTask(config, tiny.split("train", 9), tiny.split("val", 9))
+    for name, weight in saved.model.named_parameters():
+        assert torch.equal(task.model.get_parameter(name), weight.half().float())
+    assert all(weight.requires_grad for weight in task.model.parameters())
+
+
 # Augmentation
 
 
@@ -709,6 +724,18 @@ def test_a_weaker_variation_changes_less_and_the_same_draw_repeats() -> None:
     )
     assert torch.equal(strong, again)
     assert (weak - tiles).abs().mean() < 0.2 * (strong - tiles).abs().mean()
+
+
+def test_as_many_tiles_are_disturbed_as_asked_for_each_in_its_own_way() -> None:
+    tiles = np.repeat(tiny.split("train", 1).images, 400, axis=0)
+    kept = tiles.copy()
+    disturbed = disturb(tiles, torch.Generator().manual_seed(0), 0.25)
+    assert np.array_equal(tiles, kept)
+    changed = (disturbed != tiles).any(axis=(1, 2, 3))
+    assert 70 <= changed.sum() <= 130
+    assert len(np.unique(disturbed[changed], axis=0)) > 0.9 * changed.sum()
+    assert np.array_equal(disturbed, disturb(tiles, torch.Generator().manual_seed(0), 0.25))
+    assert np.array_equal(tiles, disturb(tiles, torch.Generator().manual_seed(0), 0))
 
 
 def test_one_plain_colour_stays_one_plain_colour() -> None:
