@@ -34,7 +34,7 @@ from pathsynth.realism import (
 )
 from pathsynth.records import DetailReport, DetailSpace, Distances, NucleiFigures
 from pathsynth.text import TextContext
-from pathsynth.tissues import CODES, TISSUES
+from pathsynth.tissues import CODES
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
 Tiles = npt.NDArray[np.uint8]
@@ -96,8 +96,8 @@ def compare(
     seed: int,
     progress: Progress | None = None,
 ) -> Compared:
-    """Make the other three of real tiles (N, 224, 224, 3) from the datasets `sources` (N). The text is the prompt of what the validator sees
-    in the thumbnail, and tile i has the detail of seed `seed + i`.
+    """Make the other three of real tiles (N, 224, 224, 3) from the datasets `sources` (N). The text is the
+    prompt of what the validator sees in the thumbnail, and tile i has the detail of seed `seed + i`.
 
     Raises:
         DataError: there are too few tiles.

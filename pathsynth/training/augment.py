@@ -3,7 +3,8 @@
 A tile has no up or down, so every rotation by 90 degrees and every flip is as real as the original. Stain
 varies between laboratories; it is varied in optical density along haematoxylin, eosin and the residual,
 after Tellez et al., *Quantifying the effects of data augmentation and stain color normalization*, Medical
-Image Analysis 2019. What pictures go through on their way is imitated too: JPEG, blur, other colours and light.
+Image Analysis 2019. What happens to pictures on their way is imitated too: JPEG, blur, another hue or
+brightness.
 """
 
 from collections.abc import Callable
@@ -54,8 +55,8 @@ def vary_stain(images: torch.Tensor, generator: torch.Generator, strength: float
 
 
 def disturb(tiles: Tiles, generator: torch.Generator, share: float) -> Tiles:
-    """RGB tiles (N, H, W, 3), on average `share` of them stored as JPEG, blurred (px), turned in hue (degrees)
-    or made brighter or darker (factor), each as strongly as drawn.
+    """RGB tiles (N, H, W, 3), on average `share` of them stored as JPEG, blurred, turned in hue or made
+    brighter or darker, each as strongly as drawn.
     """
     result = tiles.copy()
     for i in torch.nonzero(torch.rand(len(tiles), generator=generator) < share)[:, 0].tolist():

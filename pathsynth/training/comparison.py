@@ -1,5 +1,5 @@
-"""LoRA configurations beside each other: an adapter is trained with each, and its first tiles, none discarded,
-are named by the validator and the judge.
+"""LoRA configurations beside each other: an adapter is trained with each, and its first tiles, none
+discarded, are named by the validator and the judge.
 
     python -m pathsynth.training.comparison RUNS [CONFIG ...]
 
@@ -18,7 +18,14 @@ from typing import Any, Final
 
 from pathsynth.errors import PathSynthError, TrainingError
 from pathsynth.evaluate import first_tiles, report_on_tiles
-from pathsynth.generator import CONTEXTS_FILE, WORDINGS_FILE, Generator, Sampling, load_contexts, load_wordings
+from pathsynth.generator import (
+    CONTEXTS_FILE,
+    WORDINGS_FILE,
+    Generator,
+    Sampling,
+    load_contexts,
+    load_wordings,
+)
 from pathsynth.layout import LORA_FILE
 from pathsynth.modelcard import read_reports, write_model_card
 from pathsynth.plots import write_adapter_plot
@@ -27,7 +34,7 @@ from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import TISSUES, Tissue
 from pathsynth.training import RUN_FILE, read_config, start
 from pathsynth.training.layout import LoraConfig
-from pathsynth.training.release import read_run, save_report, trained_sampling
+from pathsynth.training.release import read_run, save_report
 from pathsynth.validator import Validator
 from pathsynth.weights import Weights, write_manifest
 
@@ -102,7 +109,7 @@ def shipped(weights: Weights) -> Adapter:
 
 
 class Bench:
-    """What every adapter of a comparison is measured with: `per_class` tiles of each tissue from `seed` on."""
+    """What every adapter is measured with: `per_class` tiles of each tissue, with seeds from `seed` on."""
 
     def __init__(self, weights: Weights, encoder: TextEncoder, per_class: int, seed: int) -> None:
         self._weights, self._encoder = weights, encoder

@@ -34,7 +34,8 @@ class ValidatorConfig(BaseModel):
     half: Literal["even", "odd"] | None = None
     initial: Path | None = Field(
         default=None,
-        description="Folder of a saved classifier to start from, seen from the folder that holds that of the run.",
+        description="Folder of a saved classifier to start from, seen from the folder that holds that of the "
+        "run.",
     )
     optim: OptimConfig
     stain_strength: float = Field(default=0.2, ge=0, le=1)

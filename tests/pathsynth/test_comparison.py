@@ -10,6 +10,7 @@ from pathsynth.data import Split, SplitName
 from pathsynth.modelcard import CARD, read_reports
 from pathsynth.training import RUN_FILE, comparison, layout, read_config
 from pathsynth.training.layout import LoraConfig
+from pathsynth.weights import write_manifest
 from tests import tiny
 
 CONFIG = """
@@ -51,7 +52,7 @@ def weights(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch)
         "result": {"seconds": 7.4},
         "sampling": {"steps": 1, "guidance": 1.0},
     }
-    comparison.write_manifest(folder, {"lora/default": record, "judge": {}})
+    write_manifest(folder, {"lora/default": record, "judge": {}})
     monkeypatch.setenv("PATHSYNTH_WEIGHTS", str(folder))
     monkeypatch.setattr(layout, "load_split", split)
     return folder

@@ -276,8 +276,9 @@ def test_the_report_is_told_in_the_card_and_in_the_terminal(
 
 
 def test_too_few_real_tiles_are_refused() -> None:
+    real = np.zeros((2, 224, 224, 3), np.uint8)
     with pytest.raises(DataError, match="held-out tiles"):
-        compare(np.zeros((2, 224, 224, 3), np.uint8), ["one"] * 2, detailer(), tiny.contexts(10), tiny.validator(), 0)
+        compare(real, ["one"] * 2, detailer(), tiny.contexts(10), tiny.validator(), 0)
 
 
 # Nuclei
