@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
 from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder
+from pathsynth.texture import Matrix, correct
 from pathsynth.threads import on_one_thread
 from pathsynth.tissues import CODES, TISSUES, Tissue, named_tissue
 from pathsynth.validator import from_model_range
@@ -35,7 +36,8 @@ Wordings = Mapping[str, Sequence[str]]
 class Sampling(BaseModel):
     """How to sample with an adapter; stands beside it in `settings.json`. Guidance is applied at the times of
     its interval only, 1 being pure noise. With `stochastic`, each step goes all the way to data and comes
-    back with fresh noise, as adapters that were trained against a rival need it.
+    back with fresh noise, as adapters that were trained against a rival need it. `texture` holds
+    the matrices of `pathsynth.texture` by the code of a tissue that has any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +46,7 @@ class Sampling(BaseModel):
     guidance: float = Field(ge=0)
     guidance_interval: tuple[Time, Time] = ALL_TIMES
     stochastic: bool = False
+    texture: dict[str, list[list[list[float]]]] = Field(default_factory=dict)
 
 
 class Generator:
@@ -64,10 +67,12 @@ class Generator:
         guidance: float = DEFAULT_GUIDANCE,
         guidance_interval: tuple[float, float] = ALL_TIMES,
         wordings: Wordings | None = None,
+        texture: Mapping[str, Sequence[Matrix]] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.steps, self.guidance, self.guidance_interval = steps, guidance, guidance_interval
         self._contexts = contexts
+        self._texture = texture or {}
         self._wordings = wordings
 
     @classmethod
@@ -107,7 +112,13 @@ class Generator:
         if sampling.stochastic:
             pipeline.sample_stochastically()
         return cls(
-            pipeline, contexts, sampling.steps, sampling.guidance, sampling.guidance_interval, wordings
+            pipeline,
+            contexts,
+            sampling.steps,
+            sampling.guidance,
+            sampling.guidance_interval,
+            wordings,
+            sampling.texture,
         )
 
     def context_of(
@@ -127,10 +138,14 @@ class Generator:
 
     @on_one_thread()
     def propose(
-        self, context: TextContext, seeds: Sequence[int], on_step: Callable[[], None] | None = None
+        self,
+        context: TextContext,
+        seeds: Sequence[int],
+        on_step: Callable[[], None] | None = None,
+        tissue: Tissue | None = None,
     ) -> npt.NDArray[np.uint8]:
         """One uint8 RGB tile (28, 28, 3) per seed, as (N, 28, 28, 3). `on_step` is called before each
-        denoising step.
+        denoising step; `tissue` says by whose matrices the texture is corrected.
 
         Tiles are made one after the other and `on_one_thread`: matrix products round differently at different
         batch sizes, and on a CPU a batch is no faster (2.8 s a tile alone, 2.8 s in a batch of nine, measured
@@ -148,7 +163,9 @@ class Generator:
             )
             for seed in seeds
         ]
-        return from_model_range(torch.cat(tiles))
+        made = torch.cat(tiles)
+        matrices = None if tissue is None else self._texture.get(tissue.code)
+        return from_model_range(made if matrices is None else correct(made, matrices))
 
 
 def load_pipeline(folder: Path) -> LayoutPipeline:

@@ -300,7 +300,11 @@ class StableDiffusionGenerator:
         return encode(self.pipeline, [prompt])
 
     def propose(
-        self, context: TextContext, seeds: Sequence[int], on_step: Callable[[], None] | None = None
+        self,
+        context: TextContext,
+        seeds: Sequence[int],
+        on_step: Callable[[], None] | None = None,
+        tissue: Tissue | None = None,  # the other generator corrects texture by it
     ) -> npt.NDArray[np.uint8]:
         """One uint8 RGB tile (28, 28, 3) per seed, as (N, 28, 28, 3), resized as PathMNIST was. `on_step` is
         called before the first denoising step and after each.

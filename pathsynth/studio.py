@@ -345,7 +345,7 @@ class Studio:
 
             def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
                 between = _between_steps(check_cancelled, deadline)
-                return _made(generator, context_of, seeds, between)
+                return _made(generator, tissue, context_of, seeds, between)
 
             predict = validator.predict
 
@@ -632,7 +632,7 @@ class Studio:
 
         def described(tissue: Tissue, description: str, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
             context_of = partial(self._context, self._generator, tissue, description)
-            tiles = _made(self._generator, context_of, seeds)
+            tiles = _made(self._generator, tissue, context_of, seeds)
             return np.stack([to_native(tile) for tile in tiles])
 
         with self._models:
@@ -690,7 +690,8 @@ class Studio:
             generator = self._generator
 
         def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-            return _made(generator, partial(self._context, generator, tissue, tissue.label), seeds, on_step)
+            context_of = partial(self._context, generator, tissue, tissue.label)
+            return _made(generator, tissue, context_of, seeds, on_step)
 
         return propose
 
@@ -775,12 +776,14 @@ def likeliest(probabilities: Mapping[str, float]) -> list[Guess]:
 
 def _made(
     generator: "Generator | StableDiffusionGenerator",
+    tissue: Tissue,
     context_of: Callable[[int], "TextContext"],
     seeds: Sequence[int],
     on_step: Callable[[], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """A tile for each seed, from the context (1) of that seed."""
-    return np.concatenate([generator.propose(context_of(seed), [seed], on_step=on_step) for seed in seeds])
+    """A tile of a tissue for each seed, from the context (1) of that seed."""
+    made = [generator.propose(context_of(seed), [seed], on_step, tissue) for seed in seeds]
+    return np.concatenate(made)
 
 
 def _asked_code(request: GenerationRequest) -> str | None:

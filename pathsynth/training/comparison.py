@@ -132,7 +132,7 @@ class Bench:
 
         def propose(tissue: Tissue, seeds: Sequence[int]) -> Any:
             context: TextContext = generator.context_of(tissue, tissue.label, lambda: self._encoder, seeds[0])
-            return generator.propose(context, seeds)
+            return generator.propose(context, seeds, tissue=tissue)
 
         started = time.monotonic()
         made = first_tiles(propose, self._per_class, self._seed, self._weights.model, progress)

@@ -30,7 +30,7 @@ from pathsynth.modelcard import write_model_card
 from pathsynth.records import Report
 from pathsynth.tissues import TISSUES
 from pathsynth.training import RUN_FILE
-from pathsynth.weights import MANIFEST, Weights, write_manifest
+from pathsynth.weights import MANIFEST, Weights, read_manifest, write_manifest
 
 SPLITS: tuple[Literal["val", "test"], ...] = ("val", "test")
 SHEET_FILE = "reports/tiles.png"
@@ -38,6 +38,7 @@ SHEET_COLUMNS = 4
 SHEET_EDGE = 112
 SHEET_ATTEMPTS = 200
 WORDINGS_PER_TISSUE = 400
+TEXTURE_SEED = 800_000
 STAGES = {"detail": "diffusion", "detail-adversarial": "adversarial", "detail-decoder": "decoder"}
 Say = Callable[[str], None]
 
@@ -150,6 +151,42 @@ def add_near_copies(weights: Path) -> None:
     write_manifest(weights, {"near-copies": how})
 
 
+def add_texture(weights: Path, per_tissue: int, say: Say) -> None:
+    """Correct the texture by how `per_tissue` first tiles of each tissue differ from those of PathMNIST
+    train. The wordings that a request may draw have their turn one after the other.
+
+    Raises:
+        DataError: PathMNIST is not there.
+    """
+    from pathsynth.generator import WORDINGS_FILE, Generator, load_wordings
+    from pathsynth.text import TextEncoder
+    from pathsynth.training.texture import fit_texture
+
+    known = Weights(weights)
+    wordings = load_wordings(known.path(WORDINGS_FILE)) if known.has("wordings") else {}
+    generator, encoder, train = Generator.load(known), TextEncoder(), load_split("train")
+    texture = {}
+    for tissue in TISSUES:
+        say(f"Fitting the texture: {tissue.label}")
+        made, asked = [], wordings.get(tissue.code, [tissue.label])
+        for i in range(per_tissue):
+            seed = TEXTURE_SEED + tissue.index * per_tissue + i
+            context = generator.context_of(tissue, asked[i % len(asked)], lambda: encoder, seed)
+            made.append(generator.propose(context, [seed])[0])  # as no tissue is named, uncorrected
+        fitted = fit_texture(np.stack(made), train.images[train.labels == tissue.index])
+        if fitted is None:
+            say(f"{tissue.label}: more than a gain can mend; it stays as it is")
+        else:
+            texture[tissue.code] = fitted
+    settings = weights / "lora" / "default" / "settings.json"
+    found = Sampling.model_validate_json(settings.read_bytes())
+    sampling = found.model_copy(update={"texture": texture})
+    settings.write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
+    record = read_manifest(weights).components["lora/default"]
+    how = {"tiles_per_tissue": per_tissue, "seed": TEXTURE_SEED, "train": train.sha256, "of": list(texture)}
+    write_manifest(weights, {"lora/default": record | {"texture": how}})
+
+
 def measure(weights: Path, per_class: int, say: Say) -> None:
     """Write the reports that ship: validator on val and test, generator unfiltered, the loop where there is a
     judge.
@@ -241,6 +278,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="let requests that only name a tissue draw attributes of PathMNIST train",
     )
+    parser.add_argument(
+        "--texture",
+        type=int,
+        default=0,
+        metavar="N",
+        help="correct the texture by how N tiles of each tissue differ from those of PathMNIST train",
+    )
     parser.add_argument("--only-copy", action="store_true", help="copy the models and measure nothing")
     return parser.parse_args(arguments)
 
@@ -270,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_contexts(weights)
         if asked.wordings:
             add_wordings(weights)
+        if asked.texture:
+            add_texture(weights, asked.texture, say)
         if asked.near_copies:
             say("Indexing the training tiles")
             add_near_copies(weights)

@@ -71,6 +71,7 @@ def test_copied_runs_are_weights_that_say_how_they_were_trained(
         "guidance": 1.5,
         "guidance_interval": [0.1, 0.9],
         "stochastic": False,
+        "texture": {},
     }
     assert weights.manifest.components["layout"]["result"] == {"step": 3}
     assert not (target / "reports").exists()
@@ -109,7 +110,35 @@ def test_an_adapter_trained_for_its_own_steps_is_sampled_in_them(
     target = tmp_path / "weights"
     assert release.main([*arguments(target, runs), "--only-copy"]) == 0
     sampling = json.loads((target / "lora" / "default" / "settings.json").read_bytes())
-    assert sampling == {"steps": 4, "guidance": 1.0, "guidance_interval": [0.0, 1.0], "stochastic": True}
+    assert sampling == {
+        "steps": 4,
+        "guidance": 1.0,
+        "guidance_interval": [0.0, 1.0],
+        "stochastic": True,
+        "texture": {},
+    }
+
+
+def test_the_texture_is_fitted_and_noted(
+    tmp_path: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "load_split", split)
+    monkeypatch.setattr(release, "load_split", split)
+    target = tmp_path / "weights"
+    assert release.main([*arguments(target, runs), "--only-copy"]) == 0
+    before = Weights(target).manifest
+    monkeypatch.setattr("pathsynth.training.texture.SMALLEST_GAIN", 0.0)
+    monkeypatch.setattr("pathsynth.training.texture.LARGEST_GAIN", 100.0)
+    assert release.main([str(target), "--texture", "2", "--only-copy"]) == 0
+    after = Weights(target).manifest
+    noted = after.components["lora/default"]
+    settings = json.loads((target / "lora" / "default" / "settings.json").read_bytes())
+    assert noted["sampling"] == before.components["lora/default"]["sampling"]
+    assert noted["texture"]["of"] == list(settings["texture"]) != []
+    assert all(len(matrices) == 14 for matrices in settings["texture"].values())
+    assert noted["texture"]["tiles_per_tissue"] == 2
+    assert noted["result"] == before.components["lora/default"]["result"]
+    assert settings | {"texture": {}} == noted["sampling"]
 
 
 def test_an_unfinished_run_is_refused(

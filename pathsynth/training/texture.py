@@ -1,0 +1,83 @@
+"""Finds the matrices of `pathsynth.texture`, which give generated tiles the texture of real ones."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pathsynth.realism import radial_spectrum
+from pathsynth.texture import correct, cosine_transform, cycles
+from pathsynth.validator import from_model_range, to_model_range
+
+SMALLEST_GAIN: Final = 0.7
+LARGEST_GAIN: Final = 1.4
+_SMALLEST_OF_COLOUR: Final = 0.6
+_LARGEST_OF_COLOUR: Final = 1.7
+_LEAST_POWER: Final = 1e-9
+_ROUNDS: Final = 3
+Tiles = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float64]
+
+
+def fit_texture(generated: Tiles, real: Tiles) -> list[list[list[float]]] | None:
+    """Matrices (3 x 3 each) for 1 to S / 2 cycles a tile that give generated RGB tiles (N, S, S, 3) the mean
+    power of real ones (M, S, S, 3), and their covariance of colours, at each frequency.
+
+    Of all matrices that do so, those that change a tile least: the optimal transport between two Gaussians
+    (Olkin and Pukelsheim, *The distance between two random vectors with given dispersion matrices*, 1982).
+    What the power under a window, as `radial_spectrum` has it, still differs by then scales them.
+
+    None where the amplitude at a frequency would have to change to below 0.7 or above 1.4 times what it is:
+    such tiles differ from real ones in more than a gain can mend, and it would do harm.
+    """
+    found, wanted = covariances(generated), covariances(real)
+    amplitude = np.sqrt(np.trace(wanted, axis1=1, axis2=2) / np.trace(found, axis1=1, axis2=2))
+    if amplitude.min() < SMALLEST_GAIN or amplitude.max() > LARGEST_GAIN:
+        return None
+    matrices = np.stack([_transport(one, other) for one, other in zip(found, wanted, strict=True)])
+    floats, power = to_model_range(generated), radial_spectrum(real)
+    for _ in range(_ROUNDS):  # neighbouring frequencies mix, and values are clipped
+        matrices = _smooth(matrices)
+        left = power / radial_spectrum(from_model_range(correct(floats, matrices.tolist())))
+        matrices = matrices * np.sqrt(left)[:, np.newaxis, np.newaxis]
+    result: list[list[list[float]]] = _smooth(matrices).round(4).tolist()
+    return result
+
+
+def _smooth(matrices: FloatArray) -> FloatArray:
+    """Matrices (N, 3, 3) averaged with their neighbours."""
+    padded = np.pad(matrices, ((1, 1), (0, 0), (0, 0)), mode="edge")
+    smooth: FloatArray = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+    return smooth
+
+
+def covariances(tiles: Tiles) -> FloatArray:
+    """Mean products (S / 2, 3, 3) of the colours of RGB tiles (N, S, S, 3) at 1 to S / 2 cycles a tile, a
+    little of every colour added.
+    """
+    edge = tiles.shape[1]
+    spectrum = cosine_transform(to_model_range(tiles)).double().numpy()
+    ring = np.rint(cycles(edge)).astype(np.int64)
+    ring[ring == 0] = 1  # half a cycle, and
+    ring[0, 0] = 0  # but not the mean
+    result = []
+    for i in range(1, edge // 2 + 1):
+        values = spectrum[:, :, ring == i]
+        result.append(np.einsum("nik,njk->ij", values, values) / (values.shape[0] * values.shape[2]))
+    return np.stack(result) + _LEAST_POWER * np.eye(3)
+
+
+def _transport(found: FloatArray, wanted: FloatArray) -> FloatArray:
+    """The symmetric matrix (3, 3) that takes the covariance `found` to `wanted`, its gains within limits."""
+    root = _root(found)
+    inverse = np.linalg.inv(root)
+    values, vectors = np.linalg.eigh(inverse @ _root(root @ wanted @ root) @ inverse)
+    limited: FloatArray = (vectors * values.clip(_SMALLEST_OF_COLOUR, _LARGEST_OF_COLOUR)) @ vectors.T
+    return limited
+
+
+def _root(matrix: FloatArray) -> FloatArray:
+    """The positive square root of a symmetric positive matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    root: FloatArray = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return root

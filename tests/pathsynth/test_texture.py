@@ -1,0 +1,83 @@
+"""The correction of texture: what it does to a tile, and how it is found."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from pathsynth.realism import radial_spectrum
+from pathsynth.texture import correct, cycles
+from pathsynth.tissues import TISSUES
+from pathsynth.training.texture import covariances, fit_texture
+from pathsynth.validator import from_model_range, to_model_range
+from tests import tiny
+
+SAME = np.eye(3)
+TWICE_RED = np.diag([2.0, 1.0, 1.0])
+
+
+def noise(seed: int, strengths: tuple[float, float, float], count: int = 200) -> npt.NDArray[np.uint8]:
+    """Tiles (count, 28, 28, 3) of white noise of these standard deviations of red, green and blue."""
+    values = np.random.default_rng(seed).normal(128, strengths, (count, 28, 28, 3))
+    rounded: npt.NDArray[np.uint8] = values.round().clip(0, 255).astype(np.uint8)
+    return rounded
+
+
+def matrices(**at: npt.NDArray[np.float64]) -> list[list[list[float]]]:
+    """Matrices for 1 to 14 cycles, each the identity but for those named, as `_5`."""
+    return [at.get(f"_{i}", SAME).tolist() for i in range(1, 15)]
+
+
+def test_the_identity_changes_nothing() -> None:
+    tiles = torch.rand(3, 3, 28, 28) * 2 - 1
+    assert torch.allclose(correct(tiles, matrices()), tiles, atol=1e-5)
+
+
+def test_a_wave_goes_through_the_matrix_of_its_frequency_and_the_mean_stays() -> None:
+    at = (torch.arange(28) + 0.5) / 28
+    tile = (0.2 + 0.1 * torch.cos(2 * torch.pi * 5 * at)).expand(1, 3, 28, 28)
+    made = correct(tile, matrices(_5=TWICE_RED))
+    assert torch.allclose(made[:, 0] - 0.2, 2 * (tile[:, 0] - 0.2), atol=1e-5)
+    assert torch.allclose(made[:, 1:], tile[:, 1:], atol=1e-5)
+    between = correct(tile, matrices(_4=TWICE_RED, _6=TWICE_RED))
+    assert torch.allclose(between, tile, atol=1e-5)
+    assert torch.allclose(correct(tile, [[[0.0] * 3] * 3]), torch.full_like(tile, 0.2), atol=1e-5)
+
+
+def test_frequencies_are_those_of_the_cosine_transform() -> None:
+    found = cycles(28)
+    assert found[0, 0] == 0
+    assert found[0, 10] == found[10, 0] == 5
+    assert found[6, 8] == 5
+
+
+def test_what_is_found_gives_generated_tiles_the_spectrum_and_the_colours_of_real_ones() -> None:
+    real, made = noise(0, (26, 20, 24)), noise(1, (20, 20, 22))
+    found = fit_texture(made, real)
+    assert found is not None
+    assert np.array(found).shape == (14, 3, 3)
+    gains = np.array(found).mean(axis=0)
+    assert np.diag(gains) == pytest.approx([1.3, 1.0, 24 / 22], rel=0.05)
+    fresh = noise(2, (20, 20, 22))
+    mended = from_model_range(correct(to_model_range(fresh), found))
+    wanted = radial_spectrum(real)
+    assert np.abs(radial_spectrum(fresh) / wanted - 1).mean() > 0.15
+    assert np.abs(radial_spectrum(mended) / wanted - 1).mean() < 0.05
+    assert covariances(mended).mean(axis=0) == pytest.approx(covariances(real).mean(axis=0), abs=0.003)
+
+
+@pytest.mark.parametrize("strength", [10, 50])
+def test_tiles_that_are_too_far_from_real_ones_stay_as_they_are(strength: float) -> None:
+    assert fit_texture(noise(1, (strength,) * 3), noise(0, (26, 26, 26))) is None
+
+
+def test_a_generator_corrects_the_texture_of_the_tissue_alone() -> None:
+    generator = tiny.generator()
+    plain = generator.propose(tiny.contexts(1), [1], tissue=TISSUES[0])
+    generator._texture = {TISSUES[0].code: [(0.5 * SAME).tolist()] * 14}
+    weaker, other, unnamed = (
+        generator.propose(tiny.contexts(1), [1], tissue=tissue) for tissue in (TISSUES[0], TISSUES[1], None)
+    )
+    assert np.array_equal(other, plain)
+    assert np.array_equal(unnamed, plain)
+    assert weaker.astype(float).std(axis=(1, 2)).mean() < 0.8 * plain.astype(float).std(axis=(1, 2)).mean()
