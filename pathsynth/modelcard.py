@@ -115,8 +115,14 @@ _WITH_DETAIL = """\
   by the detail model so that it fits: nuclei look as they may in such a tissue, and no single one, no mitosis
   and no count of cells means anything.
 - The detail model has seen fat, muscle and debris at full detail in grey tiles only. In empty fat, in dark
-  background and in muscle it draws fine wavy lines that are not there in real tiles, and in tumour more
-  nuclei than are counted in real ones; most of all in that of one source, whose tumour is softer."""
+  background and in muscle it draws fine wavy lines that are not there in real tiles. How many nuclei a
+  tumour has cannot be read off a thumbnail: in tiles of one dataset more are drawn than are there, in those
+  of another fewer."""
+
+_TEXTURE = """\
+- Texture is corrected by the same factors for every tile of a tissue, found on other generated tiles and on
+  training tiles: mean power spectra are near those of real tiles because of that. What differs from tile to
+  tile is as the network made it. Not corrected, since more than such factors is amiss: {}."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to
@@ -203,6 +209,9 @@ def _limits(weights: Weights) -> Iterator[str]:
         yield _RECOGNISED
     if weights.has("wordings"):
         yield _WORDINGS
+    if (texture := adapter.get("texture")) is not None:
+        left = [tissue.label for tissue in TISSUES if tissue.code not in texture["of"]]
+        yield _TEXTURE.format(", ".join(left) or "none")
     if weights.has("outliers"):
         yield _OUTLIERS
     if weights.manifest.components.get("detail", {}).get("config", {}).get("rival_features"):

@@ -81,7 +81,11 @@ class FakeGenerator:
         """Nothing is conditioned."""
 
     def propose(
-        self, context: None, seeds: Sequence[int], on_step: Callable[[], None] | None = None
+        self,
+        context: None,
+        seeds: Sequence[int],
+        on_step: Callable[[], None] | None = None,
+        tissue: Tissue | None = None,
     ) -> npt.NDArray[np.uint8]:
         (seed,) = seeds
         if self._studio.attempt_of(seed) - 1 == self._studio.pauses_before_attempt:

@@ -78,6 +78,11 @@ class Adapter:
         )
 
 
+def configurations() -> list[Path]:
+    """Those that ship, by name: one that others only sample differently comes before them."""
+    return sorted(CONFIGS.glob("*.toml"), key=lambda path: path.stem)
+
+
 def trained(configs: Sequence[Path], runs: Path, progress: Progress) -> list[Adapter]:
     """The adapters of configurations, each of which names its sampling; those without a finished run in
     `runs` are trained. Configurations that differ in sampling alone share the run of the first.
@@ -156,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\r{message}: {done} of {total}", end="", file=sys.stderr, flush=True)
 
     try:
-        adapters = trained(asked.configs or sorted(CONFIGS.glob("*.toml")), asked.runs, say)
+        adapters = trained(asked.configs or configurations(), asked.runs, say)
         weights = Weights()
         bench = Bench(weights, TextEncoder(), asked.per_class, asked.seed)
         for adapter in [*adapters, shipped(weights)]:

@@ -44,7 +44,13 @@ class Painter:
         self.descriptions.append(description)
         return tissue.index
 
-    def propose(self, context: int, seeds: Sequence[int], on_step: Callable[[], None] | None = None) -> Tiles:
+    def propose(
+        self,
+        context: int,
+        seeds: Sequence[int],
+        on_step: Callable[[], None] | None = None,
+        tissue: Tissue | None = None,
+    ) -> Tiles:
         return np.stack([smooth_tile(90_000 + seed) // (1 + context // 3) for seed in seeds])
 
 
