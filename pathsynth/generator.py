@@ -29,6 +29,7 @@ from pathsynth.weights import Weights, loading
 Time = Annotated[float, Field(ge=0, le=1)]
 
 CONTEXTS_FILE = "contexts.safetensors"
+SETTINGS_FILE = "settings.json"
 WORDINGS_FILE = "wordings.json"
 Wordings = Mapping[str, Sequence[str]]
 
@@ -36,8 +37,8 @@ Wordings = Mapping[str, Sequence[str]]
 class Sampling(BaseModel):
     """How to sample with an adapter; stands beside it in `settings.json`. Guidance is applied at the times of
     its interval only, 1 being pure noise. With `stochastic`, each step goes all the way to data and comes
-    back with fresh noise, as adapters that were trained against a rival need it. `texture` holds
-    the matrices of `pathsynth.texture` by the code of a tissue that has any.
+    back with fresh noise, as adapters that were trained against a rival need it. `texture` holds the
+    matrices of `pathsynth.texture` by the code of a tissue that has any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,8 +84,7 @@ class Generator:
             WeightsError: a part is missing or cannot be loaded.
         """
         adapter = weights.path("lora/default")
-        with loading(adapter):
-            sampling = Sampling.model_validate_json((adapter / "settings.json").read_bytes())
+        sampling = load_sampling(adapter)
         contexts = load_contexts(weights.path(CONTEXTS_FILE))
         wordings = load_wordings(weights.path(WORDINGS_FILE)) if weights.has("wordings") else None
         return cls.adapted(weights.path("layout"), adapter, sampling, contexts, wordings)
@@ -166,6 +166,16 @@ class Generator:
         made = torch.cat(tiles)
         matrices = None if tissue is None else self._texture.get(tissue.code)
         return from_model_range(made if matrices is None else correct(made, matrices))
+
+
+def load_sampling(adapter: Path) -> Sampling:
+    """How to sample with the adapter in a folder.
+
+    Raises:
+        WeightsError: the folder does not say so.
+    """
+    with loading(adapter):
+        return Sampling.model_validate_json((adapter / SETTINGS_FILE).read_bytes())
 
 
 def load_pipeline(folder: Path) -> LayoutPipeline:

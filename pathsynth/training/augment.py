@@ -58,6 +58,8 @@ def disturb(tiles: Tiles, generator: torch.Generator, share: float) -> Tiles:
     """RGB tiles (N, H, W, 3), on average `share` of them stored as JPEG, blurred, turned in hue or made
     brighter or darker, each as strongly as drawn.
     """
+    if share == 0:
+        return tiles  # and nothing is drawn, so that runs without stay as they were
     result = tiles.copy()
     for i in torch.nonzero(torch.rand(len(tiles), generator=generator) < share)[:, 0].tolist():
         which = int(torch.randint(len(_DISTURBANCES), (), generator=generator))

@@ -24,6 +24,7 @@ from pathsynth.generator import (
     Generator,
     Sampling,
     load_contexts,
+    load_sampling,
     load_wordings,
 )
 from pathsynth.layout import LORA_FILE
@@ -41,7 +42,7 @@ from pathsynth.weights import Weights, write_manifest
 CONFIGS: Final = Path(__file__).parent / "configs" / "lora-comparison"
 SHIPPED: Final = "default, which ships"
 PLOT_FILE: Final = "reports/lora-comparison.png"
-PER_CLASS: Final = 15
+PER_CLASS: Final = 10
 SEED: Final = 70_000
 Progress = Callable[[int, int, str], None]
 
@@ -107,10 +108,9 @@ def trained(configs: Sequence[Path], runs: Path, progress: Progress) -> list[Ada
 
 
 def shipped(weights: Weights) -> Adapter:
-    """The adapter that ships."""
-    record = weights.manifest.components["lora/default"]
-    sampling = Sampling.model_validate(record["sampling"])
-    return Adapter(SHIPPED, weights.path("lora/default"), record, sampling)
+    """The adapter that ships, sampled as it is when it is used: with the correction of texture."""
+    folder = weights.path("lora/default")
+    return Adapter(SHIPPED, folder, weights.manifest.components["lora/default"], load_sampling(folder))
 
 
 class Bench:

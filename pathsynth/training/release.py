@@ -23,7 +23,7 @@ from PIL import Image
 from pathsynth.attributes import caption, phrases
 from pathsynth.data import load_split
 from pathsynth.errors import PathSynthError, TrainingError
-from pathsynth.generator import Sampling
+from pathsynth.generator import SETTINGS_FILE, Sampling
 from pathsynth.images import contact_sheet, upscale
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LORA_FILE
 from pathsynth.modelcard import write_model_card
@@ -98,7 +98,7 @@ def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None
     target = weights / "lora" / name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run / "lora" / LORA_FILE, target / LORA_FILE)
-    (target / "settings.json").write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
+    (target / SETTINGS_FILE).write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
     write_manifest(weights, {f"lora/{name}": record | {"sampling": sampling.model_dump(mode="json")}})
 
 
@@ -158,7 +158,7 @@ def add_texture(weights: Path, per_tissue: int, say: Say) -> None:
     Raises:
         DataError: PathMNIST is not there.
     """
-    from pathsynth.generator import WORDINGS_FILE, Generator, load_wordings
+    from pathsynth.generator import WORDINGS_FILE, Generator, load_sampling, load_wordings
     from pathsynth.text import TextEncoder
     from pathsynth.training.texture import fit_texture
 
@@ -178,10 +178,9 @@ def add_texture(weights: Path, per_tissue: int, say: Say) -> None:
             say(f"{tissue.label}: more than a gain can mend; it stays as it is")
         else:
             texture[tissue.code] = fitted
-    settings = weights / "lora" / "default" / "settings.json"
-    found = Sampling.model_validate_json(settings.read_bytes())
-    sampling = found.model_copy(update={"texture": texture})
-    settings.write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
+    adapter = known.path("lora/default")
+    sampling = load_sampling(adapter).model_copy(update={"texture": texture})
+    (adapter / SETTINGS_FILE).write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
     record = read_manifest(weights).components["lora/default"]
     how = {"tiles_per_tissue": per_tissue, "seed": TEXTURE_SEED, "train": train.sha256, "of": list(texture)}
     write_manifest(weights, {"lora/default": record | {"texture": how}})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pathsynth.data import Split, SplitName
+from pathsynth.generator import load_sampling
 from pathsynth.modelcard import CARD, read_reports
 from pathsynth.training import RUN_FILE, comparison, layout, read_config
 from pathsynth.training.layout import LoraConfig
@@ -50,7 +51,7 @@ def weights(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch)
             "adversarial": {"steps": 1},
         },
         "result": {"seconds": 7.4},
-        "sampling": {"steps": 1, "guidance": 1.0},
+        "sampling": {"steps": 9, "guidance": 9.0},
     }
     write_manifest(folder, {"lora/default": record, "judge": {}})
     monkeypatch.setenv("PATHSYNTH_WEIGHTS", str(folder))
@@ -84,6 +85,8 @@ def test_each_configuration_is_trained_once_and_told_in_the_card(tmp_path: Path,
     assert told["lora-one-guided"].settings["guidance"] == "2, times 0 to 1"
     assert told["lora-default"].settings["loss"] == "against a rival"
     assert told["lora-default"].settings["training seconds"] == 7
+    used = load_sampling(weights / "lora" / "default")  # not what the manifest says of it
+    assert told["lora-default"].settings["denoising steps"] == used.steps != 9
     assert all(reports[name].n == 9 and reports[name].macro_f1_judge is not None for name in told)
     assert (weights / comparison.PLOT_FILE).stat().st_size > 5_000
     card = (weights / CARD).read_text(encoding="utf-8")

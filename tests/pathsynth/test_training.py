@@ -735,7 +735,9 @@ def test_as_many_tiles_are_disturbed_as_asked_for_each_in_its_own_way() -> None:
     assert 70 <= changed.sum() <= 130
     assert len(np.unique(disturbed[changed], axis=0)) > 0.9 * changed.sum()
     assert np.array_equal(disturbed, disturb(tiles, torch.Generator().manual_seed(0), 0.25))
-    assert np.array_equal(tiles, disturb(tiles, torch.Generator().manual_seed(0), 0))
+    untouched = torch.Generator().manual_seed(0)
+    assert np.array_equal(tiles, disturb(tiles, untouched, 0))
+    assert torch.equal(untouched.get_state(), torch.Generator().manual_seed(0).get_state())
 
 
 def test_one_plain_colour_stays_one_plain_colour() -> None:
