@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.fft import dct
+from torch import nn
 
 Matrix = Sequence[Sequence[float]]
 
@@ -37,11 +38,10 @@ def cycles(edge: int) -> npt.NDArray[np.float64]:
     return frequency
 
 
-def correct(tiles: torch.Tensor, matrices: Sequence[Matrix]) -> torch.Tensor:
-    """Float RGB tiles (N, 3, S, S) whose colours at 1, 2, 3 ... cycles a tile went through `matrices` (3 x 3
-    each), which are interpolated in between; higher frequencies go through the last. Mean colours stay.
+def between(matrices: Sequence[Matrix], edge: int) -> torch.Tensor:
+    """`matrices` (3 x 3 each) for 1, 2, 3 ... cycles a tile, interpolated for each coefficient of a tile
+    (edge, edge, 3, 3). Higher frequencies have the last, the mean none.
     """
-    edge = tiles.shape[-1]
     known, frequency = np.array(matrices), cycles(edge)
     place = np.clip(frequency - 1, 0, len(known) - 1)
     below = np.minimum(place.astype(np.int64), max(0, len(known) - 2))
@@ -49,6 +49,36 @@ def correct(tiles: torch.Tensor, matrices: Sequence[Matrix]) -> torch.Tensor:
     share = (place - below)[..., np.newaxis, np.newaxis]
     mixed = (1 - share) * known[below] + share * known[above]
     mixed[0, 0] = np.eye(3)
-    spectrum = torch.einsum("hwij,njhw->nihw", torch.from_numpy(mixed).float(), cosine_transform(tiles))
+    return torch.from_numpy(mixed).float()
+
+
+def correct(tiles: torch.Tensor, matrices: Sequence[Matrix]) -> torch.Tensor:
+    """Float RGB tiles (N, 3, S, S) whose colours at 1, 2, 3 ... cycles a tile went through `matrices` (3 x 3
+    each). Mean colours stay.
+    """
+    edge = tiles.shape[-1]
+    spectrum = torch.einsum("hwij,njhw->nihw", between(matrices, edge), cosine_transform(tiles))
     matrix = _transform(edge)
     return matrix.T @ spectrum @ matrix
+
+
+class TextureCorrection(nn.Module):
+    """Corrects tiles of several tissues at once, on the device it is moved to; gradients pass.
+
+    `matrices` are those of `correct` for each tissue in turn, None where tiles stay as they are.
+    """
+
+    matrices: torch.Tensor
+    transform: torch.Tensor
+
+    def __init__(self, matrices: Sequence[Sequence[Matrix] | None], edge: int) -> None:
+        super().__init__()
+        unchanged = [np.eye(3).tolist()]
+        self.register_buffer("matrices", torch.stack([between(each or unchanged, edge) for each in matrices]))
+        self.register_buffer("transform", _transform(edge))
+
+    def forward(self, tiles: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:
+        """Float RGB tiles (N, 3, S, S) of tissues (N,), corrected."""
+        spectrum = self.transform @ tiles @ self.transform.T
+        changed = torch.einsum("nhwij,njhw->nihw", self.matrices[tissues], spectrum)
+        return self.transform.T @ changed @ self.transform

@@ -132,7 +132,11 @@ def start(
 
         settings = read_config(config, LoraConfig)
         initial = settings.initial and out.absolute().parent / settings.initial
-        from_there = settings.model_copy(update={"initial": initial})
+        adversarial = settings.adversarial
+        if adversarial is not None and adversarial.texture is not None:
+            texture = out.absolute().parent / adversarial.texture
+            adversarial = adversarial.model_copy(update={"texture": texture})
+        from_there = settings.model_copy(update={"initial": initial, "adversarial": adversarial})
         pipeline = load_pipeline(settings.base or Weights().path("layout"))
         if settings.adversarial is None:
             task = LoraTask(from_there, pipeline)

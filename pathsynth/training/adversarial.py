@@ -14,10 +14,12 @@ to Biased Wasserstein Gradients*, 2017).
 The rival may also look at features of the validator, as in Sauer et al., *Projected GANs*, 2021: those of a
 tissue have to be spread as in real tiles of it. And its own verdict may count, after Odena et al.,
 *Conditional Image Synthesis with Auxiliary Classifier GANs*, 2017. What the validator then says of the tiles
-is no independent evidence; that is what the judge is for, which has no part in this. Projection of text and
-tissue after Miyato and Koyama, *cGANs with Projection Discriminator*, 2018; deviation within the batch after
-Karras et al., *Progressive Growing of GANs*, 2018; augmentation of what the rival sees after Zhao et al.,
-*Differentiable Augmentation*, 2020.
+is no independent evidence; that is what the judge is for, which has no part in this. Where tiles go through a
+correction of texture (`pathsynth.texture`) when they are used, all of this is of corrected tiles.
+
+Projection of text and tissue after Miyato and Koyama, *cGANs with Projection Discriminator*, 2018; deviation
+within the batch after Karras et al., *Progressive Growing of GANs*, 2018; augmentation of what the rival sees
+after Zhao et al., *Differentiable Augmentation*, 2020.
 """
 
 from collections.abc import Sequence
@@ -32,6 +34,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pathsynth.data import Split
+from pathsynth.errors import TrainingError
+from pathsynth.generator import load_sampling
 from pathsynth.layout import (
     TIME_SCALE,
     LayoutPipeline,
@@ -40,6 +44,7 @@ from pathsynth.layout import (
 )
 from pathsynth.realism import neighbourhoods
 from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
+from pathsynth.texture import TextureCorrection
 from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
@@ -209,7 +214,32 @@ class AdversarialLoraTask(LoraTask):
         if self.adversarial.spread:
             self._spread = TissueSpread([self._known(t.index) for t in TISSUES], self.adversarial.steps)
         self._prompts = self.captions([tissue.prompt for tissue in TISSUES])
+        self._texture: TextureCorrection | None = None
+        if how.texture is not None:
+            matrices = load_sampling(how.texture).texture
+            if not matrices:
+                raise TrainingError(
+                    f"The adapter in {how.texture} has no correction of texture; give the folder of one that "
+                    "has, or leave `texture` out."
+                )
+            edge = self.train.images.shape[1]
+            self._texture = TextureCorrection([matrices.get(tissue.code) for tissue in TISSUES], edge)
         self._last: tuple[Shown, Shown, torch.Tensor, torch.Tensor] | None = None
+
+    def _textured(self, tiles: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:
+        """Tiles (N, 3, 28, 28) in [-1, 1] of tissues (N,), their texture corrected where so configured."""
+        return tiles if self._texture is None else self._texture.to(tiles.device)(tiles, tissues)
+
+    def _as_used(self, made: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:
+        """Standardised tiles (N, 3, 28, 28) of tissues (N,) as they are after the correction, where there is
+        one. What clipping takes off before it is taken off here too, but stops no gradient.
+        """
+        if self._texture is None:
+            return made
+        tiles = self.pipeline.restore(made)
+        plain = self.pipeline.standardise(tiles)
+        clipped = made + (plain - made).detach()
+        return clipped + self.pipeline.standardise(self._textured(tiles, tissues)) - plain
 
     def _power_of(self, tissue: int) -> torch.Tensor:
         """Mean power (14,) of at most 1,000 training tiles of a tissue."""
@@ -292,11 +322,11 @@ class AdversarialLoraTask(LoraTask):
         context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
         make = self._maker(model, context)
         given = self._steps.noise(data, make, generator)
-        made = make(given.noisy, given.time, torch.ones_like(given.own))
+        labels = batch.labels.to(device)
+        made = self._as_used(make(given.noisy, given.time, torch.ones_like(given.own)), labels)
         text = pooled_text(context)
         squared = (made - data).square().mean((1, 2, 3))
         total = config.reconstruction * (given.left * squared).mean()
-        labels = batch.labels.to(device)
         if config.attributes:
             wording = distance_from_wording(self.pipeline.restore(made), asked_by(batch.texts))
             total = total + config.attributes * wording
@@ -344,19 +374,21 @@ class AdversarialLoraTask(LoraTask):
         with torch.inference_mode():
             for tissue in TISSUES:
                 context = self._prompts[tissue.index : tissue.index + 1].repeat(_EVALUATED_PER_TISSUE)
-                tiles.append(from_model_range(self.sample(model, context, generator)))
+                made = self.sample(model, context, generator)
+                labels = torch.full((len(made),), tissue.index, device=made.device)
+                tiles.append(from_model_range(self._textured(made, labels)))
                 shown = np.flatnonzero(self.val.labels == tissue.index)
                 real.append(self.val.images[random.permutation(shown)[: len(tiles[-1])]])
-        made, known = np.concatenate(tiles), np.concatenate(real)
-        named = self._validator.probabilities(made).argmax(1).numpy()
+        shown_tiles, known = np.concatenate(tiles), np.concatenate(real)
+        named = self._validator.probabilities(shown_tiles).argmax(1).numpy()
         asked = np.repeat(np.arange(len(TISSUES)), _EVALUATED_PER_TISSUE)
         near = neighbourhoods(
             features_of(self._validator.model, known).numpy(),
-            features_of(self._validator.model, made).numpy(),
+            features_of(self._validator.model, shown_tiles).numpy(),
         )
         return {
             "recognised": float((named == asked).mean()),
             "coverage": near["coverage"],
             "density": near["density"],
-            "spectrum": float(self._spectrum(to_model_range(made), to_model_range(known))),
+            "spectrum": float(self._spectrum(to_model_range(shown_tiles), to_model_range(known))),
         } | {f"recognised_{t.code}": float((named[asked == t.index] == t.index).mean()) for t in TISSUES}

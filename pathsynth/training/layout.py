@@ -125,6 +125,11 @@ class AdversarialConfig(BaseModel):
         default_factory=list, description="Layers of the validator whose features the rival sees too."
     )
     rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
+    texture: Path | None = Field(
+        default=None,
+        description="Folder of an adapter whose correction of texture tiles go through before they are "
+        "judged, seen from the folder that holds that of the run.",
+    )
 
 
 class BaseConfig(BaseModel):

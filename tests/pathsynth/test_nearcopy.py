@@ -1,5 +1,7 @@
 """The near-copy guard on tiles whose answer is known."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,12 @@ def _random_split(name: str, count: int, seed: int) -> Split:
     images = coarse.repeat(7, axis=1).repeat(7, axis=2)
     assert name in ("train", "val")
     return Split("train" if name == "train" else "val", images, np.arange(count, dtype=np.int64) % 9)
+
+
+def test_looking_up_needs_no_scikit_learn() -> None:
+    """It would take 0.9 s of the time to the first tile."""
+    code = "import sys, pathsynth.nearcopy; sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("symmetry", range(8))

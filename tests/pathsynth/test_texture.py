@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pathsynth.realism import radial_spectrum
-from pathsynth.texture import correct, cycles
+from pathsynth.texture import TextureCorrection, correct, cycles
 from pathsynth.tissues import TISSUES
 from pathsynth.training.texture import covariances, fit_texture
 from pathsynth.validator import from_model_range, to_model_range
@@ -42,6 +42,19 @@ def test_a_wave_goes_through_the_matrix_of_its_frequency_and_the_mean_stays() ->
     between = correct(tile, matrices(_4=TWICE_RED, _6=TWICE_RED))
     assert torch.allclose(between, tile, atol=1e-5)
     assert torch.allclose(correct(tile, [[[0.0] * 3] * 3]), torch.full_like(tile, 0.2), atol=1e-5)
+
+
+def test_tiles_of_several_tissues_are_corrected_at_once_and_gradients_pass() -> None:
+    red, weaker = matrices(_5=TWICE_RED, _6=TWICE_RED), matrices(_9=0.5 * SAME)
+    correction = TextureCorrection([red, None, weaker], 28)
+    tiles = (torch.rand(4, 3, 28, 28) * 2 - 1).requires_grad_(True)
+    made = correction(tiles, torch.tensor([2, 1, 0, 2]))
+    assert torch.allclose(made[1], tiles[1], atol=1e-5)
+    assert torch.allclose(made[2:3], correct(tiles[2:3], red), atol=1e-5)
+    assert torch.allclose(made[[0, 3]], correct(tiles[[0, 3]], weaker), atol=1e-5)
+    made.square().sum().backward()
+    assert tiles.grad is not None
+    assert tiles.grad.abs().amin(dim=(1, 2, 3)).gt(0).all()
 
 
 def test_frequencies_are_those_of_the_cosine_transform() -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from pathsynth.errors import TrainingError, WeightsError
+from pathsynth.generator import SETTINGS_FILE, Sampling
 from pathsynth.layout import LORA_FILE
 from pathsynth.text import CONTEXT_WIDTH, TextEncoder
+from pathsynth.tissues import TISSUES
 from pathsynth.training.adversarial import (
     AdversarialLoraTask,
     TileRival,
@@ -275,6 +277,51 @@ def test_an_adapter_of_another_shape_or_none_is_one_sentence(encoder: TextEncode
     assert (tmp_path / "lora" / LORA_FILE).is_file()
     with pytest.raises(TrainingError, match="shape of the configuration"):
         task_of(encoder, initial=tmp_path / "lora")
+
+
+def textured(folder: Path, gain: float) -> AdversarialConfig:
+    """A configuration whose tiles have `gain` times their contrast, but for those of the last tissue."""
+    matrix = [[gain, 0.0, 0.0], [0.0, gain, 0.0], [0.0, 0.0, gain]]
+    sampling = Sampling(steps=4, guidance=1.0, texture={t.code: [matrix] * 14 for t in TISSUES[:-1]})
+    (folder / SETTINGS_FILE).write_text(sampling.model_dump_json())
+    return AdversarialConfig(rival_width=4, texture=folder)
+
+
+def test_tiles_are_judged_as_they_are_after_the_correction_of_their_texture(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    plain, task = task_of(encoder), task_of(encoder, adversarial=textured(tmp_path, 0.5))
+    pictures = []
+    for each in (plain, task):
+        batch = each.batch(16, torch.Generator().manual_seed(3))
+        assert isinstance(batch, TissueBatch)
+        each.loss(each.model, batch, torch.Generator().manual_seed(4))
+        assert each._last is not None
+        pictures.append(each.pipeline.restore(each._last[1].pictures).std(dim=(2, 3)).mean(1))
+    changed_ones = batch.labels < len(TISSUES) - 1
+    assert changed_ones.any()
+    assert torch.allclose(pictures[1][changed_ones], 0.5 * pictures[0][changed_ones], rtol=0.2)
+    assert torch.allclose(pictures[1][~changed_ones], pictures[0][~changed_ones], atol=1e-4)
+
+
+def test_what_is_clipped_before_the_correction_still_gets_a_gradient(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    task = task_of(encoder, adversarial=textured(tmp_path, 0.5))
+    made = (9 * torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))).requires_grad_(True)
+    used = task._as_used(made, torch.tensor([0, 8]))
+    assert torch.allclose(task.pipeline.restore(used[1]), task.pipeline.restore(made[1]), atol=1e-5)
+    used.square().sum().backward()
+    assert made.grad is not None
+    assert (made.grad != 0).float().mean() > 0.99
+
+
+def test_an_adapter_that_corrects_no_texture_is_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError):
+        task_of(encoder, adversarial=AdversarialConfig(rival_width=4, texture=tmp_path))
+    (tmp_path / SETTINGS_FILE).write_text(Sampling(steps=4, guidance=1.0).model_dump_json())
+    with pytest.raises(TrainingError, match="has no correction of texture"):
+        task_of(encoder, adversarial=AdversarialConfig(rival_width=4, texture=tmp_path))
 
 
 def test_a_batch_knows_its_tissues_and_a_finished_run_its_figures(

@@ -1,5 +1,6 @@
 """The command line of `pathsynth-mcp`."""
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from pathsynth import __version__
 from server.access import is_loopback, read_token
-from server.main import local_folders, main, wait_without_spinning
+from server.main import collect_garbage_rarely, local_folders, main, wait_without_spinning
 
 TOKEN = "correct-horse-battery"
 
@@ -160,3 +161,13 @@ def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
         monkeypatch.delenv("OMP_WAIT_POLICY")
     wait_without_spinning()
     assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
+def test_garbage_is_looked_for_rarely_since_libraries_stay() -> None:
+    before = gc.get_threshold()
+    try:
+        collect_garbage_rarely()
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] > 50 * 700
+    finally:
+        gc.set_threshold(*before)
