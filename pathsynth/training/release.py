@@ -27,7 +27,7 @@ from pathsynth.generator import SETTINGS_FILE, Sampling
 from pathsynth.images import contact_sheet, upscale
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LORA_FILE
 from pathsynth.modelcard import write_model_card
-from pathsynth.records import Report
+from pathsynth.records import Comparison, Report
 from pathsynth.tissues import TISSUES
 from pathsynth.training import RUN_FILE
 from pathsynth.weights import MANIFEST, Weights, read_manifest, write_manifest
@@ -208,8 +208,8 @@ def measure(weights: Path, per_class: int, say: Say) -> None:
         save_report(weights, "loop", studio.evaluate_loop(per_class, 0, progress))
 
 
-def save_report(weights: Path, name: str, report: Report) -> None:
-    """Write one report into the weights folder, as `Studio.committed_report` reads it."""
+def save_report(weights: Path, name: str, report: Report | Comparison) -> None:
+    """Write one report into the weights folder, as the model card and `Studio.committed_report` read it."""
     path = weights / "reports" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(report.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
