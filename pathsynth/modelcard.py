@@ -122,7 +122,9 @@ _WITH_DETAIL = """\
 _TEXTURE = """\
 - Texture is corrected by the same factors for every tile of a tissue, found on other generated tiles and on
   training tiles: mean power spectra are near those of real tiles because of that. What differs from tile to
-  tile is as the network made it. Not corrected, since more than such factors is amiss: {}."""
+  tile is as the network made it. Not corrected, since more than such factors is amiss: {}.{}"""
+_TRAINED_THROUGH = """ The
+  adapter was trained through this correction, so rival, validator and spectrum saw corrected tiles."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to
@@ -211,7 +213,8 @@ def _limits(weights: Weights) -> Iterator[str]:
         yield _WORDINGS
     if (texture := adapter.get("texture")) is not None:
         left = [tissue.label for tissue in TISSUES if tissue.code not in texture["of"]]
-        yield _TEXTURE.format(", ".join(left) or "none")
+        through = _TRAINED_THROUGH if texture.get("trained_through") else ""
+        yield _TEXTURE.format(", ".join(left) or "none", through)
     if weights.has("outliers"):
         yield _OUTLIERS
     if weights.manifest.components.get("detail", {}).get("config", {}).get("rival_features"):

@@ -23,7 +23,7 @@ from PIL import Image
 from pathsynth.attributes import caption, phrases
 from pathsynth.data import load_split
 from pathsynth.errors import PathSynthError, TrainingError
-from pathsynth.generator import SETTINGS_FILE, Sampling
+from pathsynth.generator import SETTINGS_FILE, Sampling, load_sampling
 from pathsynth.images import contact_sheet, upscale
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LORA_FILE
 from pathsynth.modelcard import write_model_card
@@ -93,20 +93,33 @@ def add_detail(weights: Path, run: Path) -> None:
 
 
 def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None:
-    """Copy the LoRA adapter of a finished run, with the sampling settings it is used with."""
+    """Copy the LoRA adapter of a finished run, with the sampling settings it is used with. Of a correction of
+    texture the manifest names the tissues.
+    """
     record = read_run(run)
     target = weights / "lora" / name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run / "lora" / LORA_FILE, target / LORA_FILE)
     (target / SETTINGS_FILE).write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
-    write_manifest(weights, {f"lora/{name}": record | {"sampling": sampling.model_dump(mode="json")}})
+    noted: dict[str, Any] = {"sampling": sampling.model_copy(update={"texture": {}}).model_dump(mode="json")}
+    if sampling.texture:
+        noted["texture"] = {"of": list(sampling.texture), "trained_through": True}
+    write_manifest(weights, {f"lora/{name}": record | noted})
 
 
 def trained_sampling(run: Path) -> Sampling | None:
-    """The sampling that the adapter of a finished run was trained for, or that its configuration names."""
+    """The sampling that the adapter of a finished run was trained for, with the correction of texture that it
+    was trained through, or that its configuration names.
+
+    Raises:
+        TrainingError: the run is not finished.
+        WeightsError: the correction is not where the run had it.
+    """
     config = read_run(run)["config"]
     if (adversarial := config.get("adversarial")) is not None:
-        return Sampling(steps=int(adversarial["steps"]), guidance=1.0, stochastic=True)
+        corrected = adversarial.get("texture")
+        texture = {} if corrected is None else load_sampling(run.absolute().parent / corrected).texture
+        return Sampling(steps=int(adversarial["steps"]), guidance=1.0, stochastic=True, texture=texture)
     return None if config.get("sampling") is None else Sampling.model_validate(config["sampling"])
 
 
@@ -158,7 +171,7 @@ def add_texture(weights: Path, per_tissue: int, say: Say) -> None:
     Raises:
         DataError: PathMNIST is not there.
     """
-    from pathsynth.generator import WORDINGS_FILE, Generator, load_sampling, load_wordings
+    from pathsynth.generator import WORDINGS_FILE, Generator, load_wordings
     from pathsynth.text import TextEncoder
     from pathsynth.training.texture import fit_texture
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pathsynth import data
 from pathsynth.attributes import caption, phrases
 from pathsynth.data import Split, SplitName
-from pathsynth.generator import WORDINGS_FILE, load_wordings
+from pathsynth.generator import WORDINGS_FILE, Sampling, load_wordings
 from pathsynth.records import Report
 from pathsynth.studio import Studio
 from pathsynth.tissues import CODES, TISSUES
@@ -117,6 +117,26 @@ def test_an_adapter_trained_for_its_own_steps_is_sampled_in_them(
         "stochastic": True,
         "texture": {},
     }
+
+
+def test_an_adapter_keeps_the_correction_of_texture_that_it_was_trained_through(
+    tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gains = {"ADI": [[[0.9, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.1]]] * 14}
+    config = {"kind": "lora", "adversarial": {"steps": 4, "texture": "earlier"}}
+    (runs["adapter"] / RUN_FILE).write_text(json.dumps({"config": config, "result": {"step": 3}}))
+    target = tmp_path / "weights"
+    assert release.main([*arguments(target, runs), "--only-copy"]) == 1
+    assert "earlier" in capsys.readouterr().err
+    (tmp_path / "earlier").mkdir()
+    sampling = Sampling(steps=9, guidance=2.0, texture=gains)
+    (tmp_path / "earlier" / "settings.json").write_text(sampling.model_dump_json())
+    assert release.main([*arguments(target, runs), "--only-copy"]) == 0
+    settings = json.loads((target / "lora" / "default" / "settings.json").read_bytes())
+    assert (settings["steps"], settings["texture"]) == (4, gains)
+    noted = Weights(target).manifest.components["lora/default"]
+    assert noted["texture"] == {"of": ["ADI"], "trained_through": True}
+    assert noted["sampling"]["texture"] == {}
 
 
 def test_the_texture_is_fitted_and_noted(
