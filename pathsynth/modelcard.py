@@ -126,6 +126,10 @@ _TEXTURE = """\
 _TRAINED_THROUGH = """ The
   adapter was trained through this correction, so rival, validator and spectrum saw corrected tiles."""
 
+_PARTLY_CORRECTED = """\
+- Of the correction only a share is made where the whole would make the tissue harder to recognise: {}. The
+  network gives such a tissue a texture that helps the validator to name it."""
+
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to
 PathMNIST: the textures of Kather et al., *Multi-class texture analysis in colorectal cancer histology*,
@@ -214,7 +218,10 @@ def _limits(weights: Weights) -> Iterator[str]:
     if (texture := adapter.get("texture")) is not None:
         left = [tissue.label for tissue in TISSUES if tissue.code not in texture["of"]]
         through = _TRAINED_THROUGH if texture.get("trained_through") else ""
+        partly = [f"{code} {share:g}" for code, share in texture.get("strengths", {}).items()]
         yield _TEXTURE.format(", ".join(left) or "none", through)
+        if partly:
+            yield _PARTLY_CORRECTED.format(", ".join(partly))
     if weights.has("outliers"):
         yield _OUTLIERS
     if weights.manifest.components.get("detail", {}).get("config", {}).get("rival_features"):

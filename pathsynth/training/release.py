@@ -10,9 +10,10 @@ as they are.
 
 import argparse
 import json
+import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from pathsynth.images import contact_sheet, upscale
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LORA_FILE
 from pathsynth.modelcard import write_model_card
 from pathsynth.records import Comparison, Report
-from pathsynth.tissues import TISSUES
+from pathsynth.tissues import CODES, TISSUES
 from pathsynth.training import RUN_FILE
 from pathsynth.weights import MANIFEST, Weights, read_manifest, write_manifest
 
@@ -164,9 +165,10 @@ def add_near_copies(weights: Path) -> None:
     write_manifest(weights, {"near-copies": how})
 
 
-def add_texture(weights: Path, per_tissue: int, say: Say) -> None:
+def add_texture(weights: Path, per_tissue: int, strengths: Mapping[str, float], say: Say) -> None:
     """Correct the texture by how `per_tissue` first tiles of each tissue differ from those of PathMNIST
-    train. The wordings that a request may draw have their turn one after the other.
+    train, wholly or by the share in `strengths`, by the code of a tissue. The wordings that a request may
+    draw have their turn one after the other.
 
     Raises:
         DataError: PathMNIST is not there.
@@ -186,7 +188,8 @@ def add_texture(weights: Path, per_tissue: int, say: Say) -> None:
             seed = TEXTURE_SEED + tissue.index * per_tissue + i
             context = generator.context_of(tissue, asked[i % len(asked)], lambda: encoder, seed)
             made.append(generator.propose(context, [seed])[0])  # as no tissue is named, uncorrected
-        fitted = fit_texture(np.stack(made), train.images[train.labels == tissue.index])
+        real = train.images[train.labels == tissue.index]
+        fitted = fit_texture(np.stack(made), real, strengths.get(tissue.code, 1.0))
         if fitted is None:
             say(f"{tissue.label}: more than a gain can mend; it stays as it is")
         else:
@@ -195,7 +198,13 @@ def add_texture(weights: Path, per_tissue: int, say: Say) -> None:
     sampling = load_sampling(adapter).model_copy(update={"texture": texture})
     (adapter / SETTINGS_FILE).write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
     record = read_manifest(weights).components["lora/default"]
-    how = {"tiles_per_tissue": per_tissue, "seed": TEXTURE_SEED, "train": train.sha256, "of": list(texture)}
+    how = {
+        "tiles_per_tissue": per_tissue,
+        "seed": TEXTURE_SEED,
+        "train": train.sha256,
+        "of": list(texture),
+        "strengths": dict(strengths),
+    }
     write_manifest(weights, {"lora/default": record | {"texture": how}})
 
 
@@ -297,8 +306,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="correct the texture by how N tiles of each tissue differ from those of PathMNIST train",
     )
+    parser.add_argument(
+        "--texture-strength",
+        type=_strength,
+        action="append",
+        default=[],
+        metavar="CODE=SHARE",
+        help="make that share of the correction of a tissue, which fine texture is recognised by",
+    )
     parser.add_argument("--only-copy", action="store_true", help="copy the models and measure nothing")
     return parser.parse_args(arguments)
+
+
+def _strength(text: str) -> tuple[str, float]:
+    """The code of a tissue and a share from 0 to 1, written `CODE=SHARE`."""
+    code, _, share = text.partition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = math.nan
+    if code not in CODES or not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no CODE=SHARE, as STR=0.7; codes are {', '.join(CODES)}"
+        )
+    return code, value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -327,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.wordings:
             add_wordings(weights)
         if asked.texture:
-            add_texture(weights, asked.texture, say)
+            add_texture(weights, asked.texture, dict(asked.texture_strength), say)
         if asked.near_copies:
             say("Indexing the training tiles")
             add_near_copies(weights)

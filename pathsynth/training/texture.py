@@ -10,7 +10,7 @@ from pathsynth.texture import correct, cosine_transform, cycles
 from pathsynth.validator import from_model_range, to_model_range
 
 SMALLEST_GAIN: Final = 0.7
-LARGEST_GAIN: Final = 1.4
+LARGEST_GAIN: Final = 1.6
 _SMALLEST_OF_COLOUR: Final = 0.6
 _LARGEST_OF_COLOUR: Final = 1.7
 _LEAST_POWER: Final = 1e-9
@@ -19,15 +19,16 @@ Tiles = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
 
 
-def fit_texture(generated: Tiles, real: Tiles) -> list[list[list[float]]] | None:
+def fit_texture(generated: Tiles, real: Tiles, strength: float = 1.0) -> list[list[list[float]]] | None:
     """Matrices (3 x 3 each) for 1 to S / 2 cycles a tile that give generated RGB tiles (N, S, S, 3) the mean
     power of real ones (M, S, S, 3), and their covariance of colours, at each frequency.
 
     Of all matrices that do so, those that change a tile least: the optimal transport between two Gaussians
     (Olkin and Pukelsheim, *The distance between two random vectors with given dispersion matrices*, 1982).
-    What the power under a window, as `radial_spectrum` has it, still differs by then scales them.
+    What the power under a window, as `radial_spectrum` has it, still differs by then scales them. Of the
+    change they make, the share `strength` is kept.
 
-    None where the amplitude at a frequency would have to change to below 0.7 or above 1.4 times what it is:
+    None where the amplitude at a frequency would have to change to below 0.7 or above 1.6 times what it is:
     such tiles differ from real ones in more than a gain can mend, and it would do harm.
     """
     found, wanted = covariances(generated), covariances(real)
@@ -40,7 +41,8 @@ def fit_texture(generated: Tiles, real: Tiles) -> list[list[list[float]]] | None
         matrices = _smooth(matrices)
         left = power / radial_spectrum(from_model_range(correct(floats, matrices.tolist())))
         matrices = matrices * np.sqrt(left)[:, np.newaxis, np.newaxis]
-    result: list[list[list[float]]] = _smooth(matrices).round(4).tolist()
+    partly = np.eye(3) + strength * (_smooth(matrices) - np.eye(3))
+    result: list[list[list[float]]] = partly.round(4).tolist()
     return result
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -139,6 +140,16 @@ def test_an_adapter_keeps_the_correction_of_texture_that_it_was_trained_through(
     assert noted["sampling"]["texture"] == {}
 
 
+@pytest.mark.parametrize("text", ["STR", "STR=2", "XYZ=0.5", "STR=much", "STR=nan"])
+def test_a_share_of_a_correction_that_is_none_is_one_sentence(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        release.main([str(tmp_path), "--texture", "2", "--texture-strength", text])
+    assert stopped.value.code == 2
+    assert "is no CODE=SHARE" in capsys.readouterr().err
+
+
 def test_the_texture_is_fitted_and_noted(
     tmp_path: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +160,8 @@ def test_the_texture_is_fitted_and_noted(
     before = Weights(target).manifest
     monkeypatch.setattr("pathsynth.training.texture.SMALLEST_GAIN", 0.0)
     monkeypatch.setattr("pathsynth.training.texture.LARGEST_GAIN", 100.0)
-    assert release.main([str(target), "--texture", "2", "--only-copy"]) == 0
+    asked = [str(target), "--texture", "2", "--texture-strength", "STR=0", "--only-copy"]
+    assert release.main(asked) == 0
     after = Weights(target).manifest
     noted = after.components["lora/default"]
     settings = json.loads((target / "lora" / "default" / "settings.json").read_bytes())
@@ -157,6 +169,11 @@ def test_the_texture_is_fitted_and_noted(
     assert noted["texture"]["of"] == list(settings["texture"]) != []
     assert all(len(matrices) == 14 for matrices in settings["texture"].values())
     assert noted["texture"]["tiles_per_tissue"] == 2
+    assert noted["texture"]["strengths"] == {"STR": 0.0}
+    unchanged = {
+        code for code, matrices in settings["texture"].items() if np.array_equal(matrices, [np.eye(3)] * 14)
+    }
+    assert unchanged == {"STR"} & set(settings["texture"])
     assert noted["result"] == before.components["lora/default"]["result"]
     assert settings | {"texture": {}} == noted["sampling"]
 

@@ -79,6 +79,13 @@ def test_what_is_found_gives_generated_tiles_the_spectrum_and_the_colours_of_rea
     assert covariances(mended).mean(axis=0) == pytest.approx(covariances(real).mean(axis=0), abs=0.003)
 
 
+def test_a_share_of_the_correction_changes_that_much_less() -> None:
+    real, made = noise(0, (26, 20, 24)), noise(1, (20, 20, 22))
+    whole, half, none = (np.array(fit_texture(made, real, strength)) for strength in (1.0, 0.5, 0.0))
+    assert half - SAME == pytest.approx((whole - SAME) / 2, abs=1e-4)
+    assert none == pytest.approx(np.broadcast_to(SAME, none.shape))
+
+
 @pytest.mark.parametrize("strength", [10, 50])
 def test_tiles_that_are_too_far_from_real_ones_stay_as_they_are(strength: float) -> None:
     assert fit_texture(noise(1, (strength,) * 3), noise(0, (26, 26, 26))) is None
