@@ -124,7 +124,7 @@ _TEXTURE = """\
   training tiles: mean power spectra are near those of real tiles because of that. What differs from tile to
   tile is as the network made it. Not corrected, since more than such factors is amiss: {}.{}"""
 _TRAINED_THROUGH = """ The
-  adapter was trained through this correction, so rival, validator and spectrum saw corrected tiles."""
+  adapter was trained through a correction of this kind: rival, validator and spectrum saw corrected tiles."""
 
 _PARTLY_CORRECTED = """\
 - Of the correction only a share is made where the whole would make the tissue harder to recognise: {}. The
@@ -217,7 +217,7 @@ def _limits(weights: Weights) -> Iterator[str]:
         yield _WORDINGS
     if (texture := adapter.get("texture")) is not None:
         left = [tissue.label for tissue in TISSUES if tissue.code not in texture["of"]]
-        through = _TRAINED_THROUGH if texture.get("trained_through") else ""
+        through = _TRAINED_THROUGH if adversarial.get("texture") else ""
         partly = [f"{code} {share:g}" for code, share in texture.get("strengths", {}).items()]
         yield _TEXTURE.format(", ".join(left) or "none", through)
         if partly:

@@ -36,7 +36,7 @@ from pathsynth.weights import Weights, write_manifest
 
 CONFIGS: Final = Path(__file__).parent / "configs" / "base-ablation"
 REPORT: Final = "base-ablation"
-MINUTES: Final = 6.0
+MINUTES: Final = 20.0
 PER_CLASS: Final = 20
 DENOISING_STEPS: Final = 20
 SEED: Final = 90_000

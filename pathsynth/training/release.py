@@ -104,7 +104,7 @@ def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None
     (target / SETTINGS_FILE).write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
     noted: dict[str, Any] = {"sampling": sampling.model_copy(update={"texture": {}}).model_dump(mode="json")}
     if sampling.texture:
-        noted["texture"] = {"of": list(sampling.texture), "trained_through": True}
+        noted["texture"] = {"of": list(sampling.texture)}
     write_manifest(weights, {f"lora/{name}": record | noted})
 
 

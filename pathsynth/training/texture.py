@@ -33,6 +33,7 @@ def fit_texture(generated: Tiles, real: Tiles, strength: float = 1.0) -> list[li
     """
     found, wanted = covariances(generated), covariances(real)
     amplitude = np.sqrt(np.trace(wanted, axis1=1, axis2=2) / np.trace(found, axis1=1, axis2=2))
+    amplitude = 1 + strength * (amplitude - 1)
     if amplitude.min() < SMALLEST_GAIN or amplitude.max() > LARGEST_GAIN:
         return None
     matrices = np.stack([_transport(one, other) for one, other in zip(found, wanted, strict=True)])

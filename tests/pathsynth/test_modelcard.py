@@ -149,6 +149,21 @@ def test_the_card_says_when_the_adapter_was_taught_to_be_recognised_by_the_valid
         assert (warning in " ".join(card(folder).split())) is is_told
 
 
+@pytest.mark.parametrize(
+    ("adversarial", "strengths"), [({"steps": 4}, {}), ({"texture": "earlier"}, {"STR": 0.82, "MUS": 0.5})]
+)
+def test_the_card_says_how_texture_was_corrected(
+    folder: Path, adversarial: dict[str, object], strengths: dict[str, float]
+) -> None:
+    texture = {"of": ["STR", "MUS"], "strengths": strengths}
+    write_manifest(folder, {"lora/default": {"config": {"adversarial": adversarial}, "texture": texture}})
+    limits = " ".join(card(folder).split())
+    assert "Not corrected, since more than such factors is amiss: adipose" in limits
+    assert ("trained through a correction" in limits) is ("texture" in adversarial)
+    assert ("STR 0.82, MUS 0.5" in limits) is bool(strengths)
+    assert ("only a share" in limits) is bool(strengths)
+
+
 def test_the_card_says_when_a_tissue_alone_draws_attributes(folder: Path) -> None:
     told = "draws the attributes of a training tile"
     assert told not in " ".join(card(folder).split())

@@ -136,7 +136,7 @@ def test_an_adapter_keeps_the_correction_of_texture_that_it_was_trained_through(
     settings = json.loads((target / "lora" / "default" / "settings.json").read_bytes())
     assert (settings["steps"], settings["texture"]) == (4, gains)
     noted = Weights(target).manifest.components["lora/default"]
-    assert noted["texture"] == {"of": ["ADI"], "trained_through": True}
+    assert noted["texture"] == {"of": ["ADI"]}
     assert noted["sampling"]["texture"] == {}
 
 
