@@ -3,17 +3,15 @@
 PathMNIST can be named to a good part by its stain; a network is worth what it adds to that.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
 from pathsynth.data import Split
+from pathsynth.progress import Progress
 
 FloatArray = npt.NDArray[np.float64]
-Progress = Callable[[int, int, str], None]
 BINS = 8
 NEIGHBOURS = 50
 TREES = 50

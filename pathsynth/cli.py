@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from pathsynth import __version__
 from pathsynth.errors import PathSynthError, RequestError
+from pathsynth.progress import Progress as OnProgress
 from pathsynth.records import (
     MAX_ATTEMPTS,
     MAX_COUNT,
@@ -105,7 +106,6 @@ Base = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same request, same seed: same tiles.")]
 PerClass = Annotated[int, typer.Option(min=1, max=10_000, help="Tiles for each of the nine tissues.")]
 Plots = Annotated[Path | None, typer.Option(help="Folder for the figures as pictures (PNG).")]
-OnProgress = Callable[[int, int, str], None]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ their own thumbnails: detailed by the pipeline, enlarged with Lanczos, and put t
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from pathsynth.detail import TILE_EDGE, ProjectionError
 from pathsynth.detailer import Detailer
 from pathsynth.errors import DataError
 from pathsynth.images import Picture, contact_sheet, to_native, upscale
+from pathsynth.progress import Progress
 from pathsynth.realism import (
     FeatureSpace,
     frechet_distance,
@@ -39,7 +40,6 @@ from pathsynth.validator import Validator, features_of, from_model_range, to_mod
 
 Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-Progress = Callable[[int, int, str], None]
 LEAST_TILES = 4
 SHEET_ROWS = 6
 GRADIENT_SAMPLES = 200_000

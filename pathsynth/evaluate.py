@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from pathsynth.data import Split
 from pathsynth.errors import OutOfTimeError, RequestError
 from pathsynth.images import to_native
+from pathsynth.progress import Progress
 from pathsynth.records import (
     MAX_SEED,
     ClassFigures,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 Labels = npt.NDArray[np.int64]
 Propose = Callable[[Tissue, Sequence[int]], npt.NDArray[np.uint8]]
-Progress = Callable[[int, int, str], None]
 BATCH = 64
 BOOTSTRAP_SAMPLES = 1000
 LOOP_CONFIDENCE = 0.9

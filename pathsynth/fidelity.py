@@ -13,13 +13,13 @@ from scipy.stats import spearmanr
 from pathsynth.attributes import ATTRIBUTES, caption, measure, phrases
 from pathsynth.data import Split
 from pathsynth.errors import RequestError
+from pathsynth.progress import Progress
 from pathsynth.records import MAX_SEED, Fidelity
 from pathsynth.tissues import TISSUES, Tissue
 
 Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 ProposeDescribed = Callable[[Tissue, str, Sequence[int]], Tiles]
-Progress = Callable[[int, int, str], None]
 LEAST_PER_TISSUE = 5
 LEAST_WORDINGS = 2
 

@@ -6,8 +6,6 @@ Generative Models*, 2019; the real-or-generated test is a classifier two-sample 
 Oquab, 2017.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,6 +15,7 @@ from torch.nn import functional as F
 
 from pathsynth.data import Split
 from pathsynth.errors import RequestError
+from pathsynth.progress import Progress
 from pathsynth.realism import Sets
 from pathsynth.records import RealOrGenerated, Transfer
 from pathsynth.tissues import CODES, TISSUES
@@ -27,7 +26,6 @@ from pathsynth.validator import Architecture, to_model_range
 
 Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-Progress = Callable[[int, int, str], None]
 
 TRANSFER_STEPS = 1500
 DETECTOR_STEPS = 600

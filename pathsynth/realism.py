@@ -29,6 +29,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from pathsynth.data import Split
 from pathsynth.errors import RequestError, WeightsError
+from pathsynth.progress import Progress
 from pathsynth.records import Memorisation, Realism, SetFigures, Structure, TissueStructure
 from pathsynth.tissues import CODES, TISSUES
 from pathsynth.validator import Validator, features_of
@@ -36,7 +37,6 @@ from pathsynth.validator import Validator, features_of
 Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-Progress = Callable[[int, int, str], None]
 
 NEIGHBOURS = 5
 LEAST_PER_TISSUE = 2 * NEIGHBOURS

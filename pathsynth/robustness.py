@@ -23,11 +23,11 @@ from sklearn.metrics import roc_auc_score
 from pathsynth.data import Split
 from pathsynth.errors import DataError
 from pathsynth.images import NATIVE_EDGE, read_image, to_native
+from pathsynth.progress import Progress
 from pathsynth.records import Outside, OutsideSet, Stress
 from pathsynth.tissues import CODES
 
 Tiles = npt.NDArray[np.uint8]
-Progress = Callable[[int, int, str], None]
 
 JPEG_QUALITY = 20
 HUE_DEGREES = 20

@@ -1,15 +1,13 @@
-"""The facade behind every command and tool: weights, models, loop and image store, each loaded when first
-needed.
+"""The facade behind every command and tool: models, loop, image store and what is measured of them.
 
 Importing this module and creating a `Studio` loads no model and imports no torch, so a server can answer its
 handshake first.
 """
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -17,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pathsynth.errors import OutOfTimeError, RequestError, StoreError, WeightsError
+from pathsynth.errors import OutOfTimeError, RequestError, StoreError
+from pathsynth.evaluations import Evaluations
 from pathsynth.history import Remembered, RequestHistory
 from pathsynth.images import Picture, read_image_and_xmp, to_native
+from pathsynth.models import made
 from pathsynth.origin import synthetic_origin
+from pathsynth.progress import CheckCancelled, between_steps, deadline_after
 from pathsynth.records import (
     MAX_ATTEMPTS,
     MAX_COUNT,
@@ -28,29 +29,18 @@ from pathsynth.records import (
     MAX_SEED,
     AttemptRecord,
     Classification,
-    DetailReport,
-    FullReport,
     GenerationResult,
     Guess,
-    Report,
     SyntheticOrigin,
     TileRecord,
 )
 from pathsynth.store import ImageStore
-from pathsynth.tissues import TISSUES, Tissue, by_code, named_tissue
+from pathsynth.tissues import Tissue, by_code, named_tissue
 
 if TYPE_CHECKING:
-    from pathsynth.detailer import Detailer
-    from pathsynth.evaluate import FirstTiles
-    from pathsynth.generator import Generator
-    from pathsynth.stable_diffusion import StableDiffusionGenerator
-    from pathsynth.text import TextContext, TextEncoder, TissueResolver
-    from pathsynth.validator import Validator
-    from pathsynth.verify import Attempt, Detailed, IsNearCopy, Prediction
-    from pathsynth.weights import Weights
+    from pathsynth.text import TextContext, TissueResolver
+    from pathsynth.verify import Attempt, Detailed, Prediction
 
-Progress = Callable[[int, int, str], None]
-CheckCancelled = Callable[[], None]
 NATIVE_SIZE = 28
 _REQUEST_ID_LENGTH = 12
 _LIKELIEST = 3
@@ -92,7 +82,7 @@ class GenerationRequest(BaseModel):
             raise RequestError(f"`{name}` is not valid: {first['msg'].lower()}; correct it.") from error
 
 
-class Studio:
+class Studio(Evaluations):
     """Generate, classify, evaluate. Threads may share a studio: one at a time loads models, one at a time
     generates, and the validator takes one batch at a time, so a classification does not wait for a generation
     to end.
@@ -109,11 +99,8 @@ class Studio:
         base: str | None = None,
         lora: Path | None = None,
     ) -> None:
-        self._weights_folder = weights
-        self._base, self._lora = base, lora
+        super().__init__(weights, base, lora)
         self._store = ImageStore(home)
-        self._models = threading.RLock()  # while models are loaded, and for the text encoder
-        self._generating = threading.RLock()
 
     @property
     def store(self) -> ImageStore:
@@ -121,94 +108,9 @@ class Studio:
         return self._store
 
     @property
-    def weights_folder(self) -> Path:
-        """The folder of the weights, whether or not they are there; nothing is read."""
-        from pathsynth.weights import default_folder
-
-        return self._weights_folder or default_folder()
-
-    @cached_property
-    def weights(self) -> "Weights":
-        """The weights, compared with their manifest. Raises WeightsError when they are missing or damaged."""
-        from pathsynth.weights import Weights
-
-        return Weights(self._weights_folder)
-
-    @property
-    def weights_state(self) -> Literal["verified", "present", "missing or damaged"]:
-        """What is known of the weights without reading them: `verified` once they were compared with their
-        manifest, `present` when every file has the size that the manifest gives."""
-        if "weights" in vars(self):
-            return "verified"
-        from pathsynth.weights import looks_whole
-
-        return "present" if looks_whole(self._weights_folder) else "missing or damaged"
-
-    @property
     def history(self) -> RequestHistory:
         """What was asked before, beside the image store."""
         return RequestHistory(self.store.root)
-
-    @property
-    def model(self) -> str:
-        """Short hash of the weights, and of base and adapter where they generate. Only the manifest is read,
-        unless a checkpoint generates.
-        """
-        return self._manifest_model if self._base is None else self._stable_diffusion_model
-
-    @cached_property
-    def _manifest_model(self) -> str:
-        from pathsynth.weights import read_manifest
-
-        return read_manifest(self.weights_folder).model
-
-    @cached_property
-    def _validator(self) -> "Validator":
-        from pathsynth.outliers import load_validator
-
-        return load_validator(self.weights)
-
-    @cached_property
-    def _generator(self) -> "Generator | StableDiffusionGenerator":
-        if self._base is not None:
-            return self._stable_diffusion
-        from pathsynth.generator import Generator
-
-        return Generator.load(self.weights)
-
-    @cached_property
-    def _stable_diffusion(self) -> "StableDiffusionGenerator":
-        from pathsynth.stable_diffusion import StableDiffusionGenerator
-
-        return StableDiffusionGenerator.load(str(self._base), self._lora)
-
-    @cached_property
-    def _stable_diffusion_model(self) -> str:
-        from pathsynth.stable_diffusion import model_hash
-
-        return model_hash(self.weights.model, str(self._base), self._lora)
-
-    @cached_property
-    def _is_near_copy(self) -> "IsNearCopy | None":
-        from pathsynth.nearcopy import INDEX_FILE, NearCopyIndex
-
-        if not self.weights.has("near-copies"):
-            return None
-        return NearCopyIndex.load(self.weights.path(INDEX_FILE)).is_near_copy
-
-    @cached_property
-    def _detailer(self) -> "Detailer | None":
-        if self._base is not None or not self.weights.has("detail"):
-            return None
-        from pathsynth.detailer import Detailer
-
-        return Detailer.load(self.weights)
-
-    @cached_property
-    def _encoder(self) -> "TextEncoder":
-        from pathsynth.text import TextEncoder
-
-        return TextEncoder()
 
     @cached_property
     def _resolver(self) -> "TissueResolver":
@@ -227,7 +129,7 @@ class Studio:
         named = named_tissue(description)
         if named is not None:
             return named
-        with self._models:
+        with self._loading:
             return self._resolver.resolve(description)
 
     def request_id(self, request: GenerationRequest) -> str:
@@ -315,7 +217,7 @@ class Studio:
         """
         from pathsynth.verify import LoopRequest, verified_tiles
 
-        deadline = _deadline(time.monotonic(), request.time_budget)
+        deadline = deadline_after(time.monotonic(), request.time_budget)
         known = self.recall(request)
         if known is not None and not known.can_continue:
             return known
@@ -323,7 +225,7 @@ class Studio:
         request_id = self.request_id(request)
         with self._generating:
             started = time.monotonic()
-            with self._models:
+            with self._loading:
                 generator, validator, is_near_copy = self._generator, self._validator, self._is_near_copy
                 detailer = self._detailer if request.size > NATIVE_SIZE else None
             known = self.recall(request)  # another thread may have gone on with it
@@ -344,15 +246,15 @@ class Studio:
                 return self._context(generator, tissue, request.description, seed)
 
             def propose(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-                between = _between_steps(check_cancelled, deadline)
-                return _made(generator, tissue, context_of, seeds, between)
+                between = between_steps(check_cancelled, deadline)
+                return made(generator, tissue, context_of, seeds, between)
 
             predict = validator.predict
 
             def add_detail(tile: npt.NDArray[np.uint8], seed: int) -> "Detailed | None":
                 if detailer is None:
                     return None
-                between = _between_steps(check_cancelled, deadline)
+                between = between_steps(check_cancelled, deadline)
                 return detailer.checked(tile, context_of(seed), seed, predict, on_step=between)
 
             detail = None if detailer is None else add_detail
@@ -487,7 +389,7 @@ class Studio:
         tissue, least = by_code(layout.record.tissue), min(LEAST_CONFIDENCE, layout.record.confidence)
         made: list[TileRecord] = []
         with self._generating:
-            with self._models:
+            with self._loading:
                 generator, validator, detailer = self._generator, self._validator, self._detailer
                 if detailer is None:
                     raise RequestError("These weights have no detail model; install ones that do.")
@@ -520,7 +422,7 @@ class Studio:
         """
         image, xmp = read_image_and_xmp(source)
         native = to_native(image)
-        with self._models:
+        with self._loading:
             validator = self._validator
         prediction = validator.predict(native[np.newaxis])[0]
         origin = self.synthetic_origin(image, xmp)
@@ -545,228 +447,6 @@ class Studio:
         """
         return synthetic_origin(self.store, image, xmp)
 
-    def evaluate_validator(
-        self,
-        split: Literal["val", "test"],
-        progress: Progress | None = None,
-        time_budget: float | None = None,
-    ) -> Report:
-        """The validator on all of a split, or on as many of its tiles, drawn at random, as are done when
-        `time_budget` (seconds) is spent.
-
-        Raises:
-            DataError: PathMNIST is not there.
-            OutOfTimeError: the time was spent before the first batch was done.
-        """
-        started = time.monotonic()
-        with self._models:
-            from pathsynth.data import load_split
-            from pathsynth.evaluate import evaluate_validator
-
-            tiles, validator = load_split(split), self._validator
-        return evaluate_validator(
-            validator, tiles, self.model, progress, deadline=_deadline(started, time_budget)
-        )
-
-    def study_validator(self, split: Literal["val", "test"], progress: Progress | None = None) -> FullReport:
-        """As `evaluate_validator`, with baselines, stress and out-of-distribution figures; takes minutes.
-
-        Raises:
-            DataError: PathMNIST is not there.
-        """
-        from pathsynth.data import load_split
-        from pathsynth.evaluate import evaluate_validator
-
-        tiles, train = load_split(split), load_split("train")
-        with self._models:
-            return evaluate_validator(self._validator, tiles, self.model, progress, train=train)
-
-    def evaluate_judge(self, split: Literal["val", "test"], progress: Progress | None = None) -> FullReport:
-        """As `evaluate_validator`, of the judge: how far what it says of generated tiles can be trusted.
-
-        Raises:
-            DataError: PathMNIST is not there.
-            WeightsError: these weights hold no judge.
-        """
-        from pathsynth.data import load_split
-        from pathsynth.evaluate import evaluate_validator
-
-        return evaluate_validator(self._judge, load_split(split), self.model, progress, what="judge")
-
-    def first_tiles(
-        self,
-        per_class: int,
-        seed: int,
-        progress: Progress | None = None,
-        check_cancelled: CheckCancelled | None = None,
-    ) -> "FirstTiles":
-        """The first `per_class` tiles of every tissue, none discarded, for `study_generator`."""
-        from pathsynth.evaluate import first_tiles
-
-        with self._generating:
-            return first_tiles(self._propose_first(check_cancelled), per_class, seed, self.model, progress)
-
-    def evaluate_tiles(
-        self, tiles: "FirstTiles", judge: bool = False, progress: Progress | None = None
-    ) -> Report:
-        """As `evaluate_generator`, of tiles made before."""
-        from pathsynth.evaluate import report_on_tiles
-
-        judging = self._judge if judge else None
-        with self._models:
-            return report_on_tiles(tiles, self._validator, judging, progress)
-
-    def study_generator(self, tiles: "FirstTiles", progress: Progress | None = None) -> FullReport:
-        """As `evaluate_tiles`, with everything that compares the tiles with real ones, which takes an hour or
-        more. The judge is asked where the weights have one.
-
-        Raises:
-            DataError: PathMNIST is not there.
-            RequestError: there are too few tiles.
-        """
-        from pathsynth.data import load_split
-        from pathsynth.evaluate import RealTiles, further_generator_figures, report_on_tiles
-
-        real = RealTiles(load_split("train"), load_split("val"), load_split("test"))
-        judge = self._judge if self.weights.has("judge") else None
-
-        def described(tissue: Tissue, description: str, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-            context_of = partial(self._context, self._generator, tissue, description)
-            tiles = _made(self._generator, tissue, context_of, seeds)
-            return np.stack([to_native(tile) for tile in tiles])
-
-        with self._models:
-            report = report_on_tiles(tiles, self._validator, judge, progress)
-            return further_generator_figures(report, tiles, real, self._validator, judge, described, progress)
-
-    def evaluate_generator(
-        self,
-        per_class: int,
-        seed: int,
-        progress: Progress | None = None,
-        judge: bool = False,
-        check_cancelled: CheckCancelled | None = None,
-        time_budget: float | None = None,
-    ) -> Report:
-        """Unfiltered first-shot tiles of every tissue, named by the validator, with `judge` by the judge
-        too; as many of them as are made when `time_budget` (seconds) is spent.
-
-        Raises:
-            OutOfTimeError: the time was spent before every tissue had a tile.
-        """
-        deadline = _deadline(time.monotonic(), time_budget)
-        with self._generating:
-            propose = self._propose_first(_between_steps(check_cancelled, deadline))
-            with self._models:
-                from pathsynth.evaluate import evaluate_generator
-
-                validator, judging = self._validator, self._judge if judge else None
-            return evaluate_generator(propose, validator, judging, per_class, seed, self.model, progress)
-
-    def evaluate_loop(
-        self,
-        per_class: int,
-        seed: int,
-        progress: Progress | None = None,
-        check_cancelled: CheckCancelled | None = None,
-    ) -> Report:
-        """What the loop accepted at its default confidence, scored by the judge: a filter that scores itself
-        says nothing.
-        """
-        from pathsynth.evaluate import evaluate_loop
-
-        judge = self._judge
-        with self._generating:
-            propose = self._propose_first(check_cancelled)
-            return evaluate_loop(
-                propose, self._validator, judge, per_class, seed, self.model, progress, self._is_near_copy
-            )
-
-    def _propose_first(
-        self, on_step: Callable[[], None] | None
-    ) -> Callable[[Tissue, Sequence[int]], npt.NDArray[np.uint8]]:
-        """Proposals for a tissue by its label alone, as every evaluation asks for them."""
-        with self._models:
-            generator = self._generator
-
-        def propose(tissue: Tissue, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-            context_of = partial(self._context, generator, tissue, tissue.label)
-            return _made(generator, tissue, context_of, seeds, on_step)
-
-        return propose
-
-    def _context(
-        self, generator: "Generator | StableDiffusionGenerator", tissue: Tissue, description: str, seed: int
-    ) -> "TextContext":
-        """Context (1) of the tile with a seed that a request wants."""
-        with self._models:
-            return generator.context_of(tissue, description, lambda: self._encoder, seed)
-
-    def evaluate_detail(
-        self,
-        most: int,
-        per_class: int,
-        seed: int,
-        tiles: "FirstTiles | None" = None,
-        sheets: Path | None = None,
-        progress: Progress | None = None,
-    ) -> DetailReport:
-        """The detail model against at most `most` held-out real tiles of 224 px, and on layout tiles: `tiles`
-        made before, else `per_class` tiles of each tissue of PathMNIST val. `sheets` is a folder for pictures
-        to look at, which hold real tiles.
-
-        Raises:
-            WeightsError: these weights have no detail model.
-            DataError: the folder of detail tiles, or PathMNIST, is not there.
-        """
-        from pathsynth.detail import TILE_EDGE
-        from pathsynth.detail_quality import compare, measure_detail, on_layouts, write_detail_sheets
-        from pathsynth.generator import CONTEXTS_FILE, load_contexts
-        from pathsynth.training.hires import HiresTiles, spread_evenly
-
-        detailer = self._detailer
-        if detailer is None:
-            raise WeightsError("These weights hold no detail model; train one with `pathsynth train detail`.")
-        held = HiresTiles(only_held_out=True, progress=progress)
-        wanted = held.held_colour.fitting(TILE_EDGE)
-        real = wanted.centres(TILE_EDGE, most)
-        sources = [wanted.sources[i] for i in spread_evenly(len(wanted), most)]
-        images, origin = _layouts(per_class, seed) if tiles is None else (tiles.images, "generator")
-        with self._generating:
-            with self._models:
-                validator, contexts = self._validator, load_contexts(self.weights.path(CONTEXTS_FILE))
-            sets = compare(real, sources, detailer, contexts, validator, seed, progress)
-            layouts = on_layouts(images, detailer, contexts, validator, seed, progress)
-            if sheets is not None:
-                write_detail_sheets(sets, layouts, sheets)
-            return measure_detail(sets, layouts, origin, validator, seed, self.model, held.sha256, progress)
-
-    @cached_property
-    def _judge(self) -> "Validator":
-        from pathsynth.validator import Validator
-
-        if not self.weights.has("judge"):
-            raise WeightsError(
-                "These weights hold no judge, and a filter that scores itself says nothing; "
-                "train one with `pathsynth train judge`, or use `pathsynth evaluate generator`."
-            )
-        return Validator.load(self.weights.path("judge"))
-
-    def committed_report(self, name: str) -> Report:
-        """A report that ships with the weights: validator-val, validator-test or generator."""
-        path = self.weights.path(f"reports/{name}.json")
-        try:
-            report = FullReport.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise WeightsError(f"These weights carry no readable report named {name}.") from error
-        return report.model_copy(update={"source": "committed report"})
-
-    def committed_plots(self, name: str) -> list[str]:
-        """File names of the pictures (PNG) that ship with a committed report."""
-        folder = self.weights_folder / "reports"
-        plots = sorted(path.name for path in folder.glob(f"*-{name}.png"))
-        return plots + [path.name for path in folder.glob("tiles.png") if name == "generator"]
-
 
 def likeliest(probabilities: Mapping[str, float]) -> list[Guess]:
     """The three likeliest tissues of calibrated probabilities by code."""
@@ -774,51 +454,8 @@ def likeliest(probabilities: Mapping[str, float]) -> list[Guess]:
     return [Guess(tissue=code, label=by_code(code).label, confidence=probabilities[code]) for code in codes]
 
 
-def _made(
-    generator: "Generator | StableDiffusionGenerator",
-    tissue: Tissue,
-    context_of: Callable[[int], "TextContext"],
-    seeds: Sequence[int],
-    on_step: Callable[[], None] | None = None,
-) -> npt.NDArray[np.uint8]:
-    """A tile of a tissue for each seed, from the context (1) of that seed."""
-    made = [generator.propose(context_of(seed), [seed], on_step, tissue) for seed in seeds]
-    return np.concatenate(made)
-
-
 def _asked_code(request: GenerationRequest) -> str | None:
     return None if request.tissue is None else request.tissue.strip().upper()
-
-
-def _deadline(started: float, time_budget: float | None) -> float | None:
-    return None if time_budget is None else started + time_budget
-
-
-def _between_steps(check_cancelled: CheckCancelled | None, deadline: float | None) -> Callable[[], None]:
-    """What to do before each denoising step: raise when the caller has gone, or when another step as long as
-    the last one would end after `deadline`.
-    """
-    last: float | None = None
-
-    def check() -> None:
-        nonlocal last
-        if check_cancelled is not None:
-            check_cancelled()
-        now = time.monotonic()
-        step, last = 0.0 if last is None else now - last, now
-        if deadline is not None and now + step >= deadline:
-            raise OutOfTimeError("The time was spent before anything could be answered; ask for less.")
-
-    return check
-
-
-def _layouts(per_class: int, seed: int) -> tuple[npt.NDArray[np.uint8], str]:
-    """`per_class` tiles of each tissue of PathMNIST val, drawn with `seed`, and where they come from."""
-    from pathsynth.data import load_split
-
-    val, random = load_split("val"), np.random.default_rng(seed)
-    chosen = [random.permutation(np.flatnonzero(val.labels == t.index))[:per_class] for t in TISSUES]
-    return val.images[np.concatenate(chosen)], "PathMNIST val"
 
 
 def _attempt_record(attempt: "Attempt") -> AttemptRecord:

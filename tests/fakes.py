@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pathsynth.data import COUNTS
 from pathsynth.errors import PathSynthError
 from pathsynth.images import read_image_and_xmp, to_native
+from pathsynth.progress import CheckCancelled, Progress
 from pathsynth.records import (
     MAX_SEED,
     AttemptRecord,
@@ -20,7 +21,7 @@ from pathsynth.records import (
     GenerationResult,
     Report,
 )
-from pathsynth.studio import CheckCancelled, GenerationRequest, Progress, Studio, likeliest
+from pathsynth.studio import GenerationRequest, Studio, likeliest
 from pathsynth.tissues import CODES, Tissue, by_code
 from pathsynth.verify import Prediction
 

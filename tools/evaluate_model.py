@@ -1,7 +1,6 @@
 """`evaluate_model`: how good the validator and the generator are, measured now or read from the committed
 report."""
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 from mcp.server import MCPServer
@@ -11,6 +10,7 @@ from pydantic import Field
 
 from pathsynth.data import COUNTS
 from pathsynth.errors import DataError, OutOfTimeError
+from pathsynth.progress import CheckCancelled, Progress
 from pathsynth.records import MAX_SEED, Report
 from pathsynth.studio import Studio
 from pathsynth.tissues import TISSUES
@@ -41,8 +41,8 @@ def evaluate(
     split: Literal["val", "test"],
     per_class: int,
     seed: int,
-    progress: Callable[[int, int, str], None],
-    check_cancelled: Callable[[], None],
+    progress: Progress,
+    check_cancelled: CheckCancelled,
     seconds: float,
 ) -> tuple[Report, str]:
     """Measure for at most `seconds`, or take the committed report when the data is absent or the time does

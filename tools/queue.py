@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pathsynth.errors import OutOfTimeError, PathSynthError
+from pathsynth.progress import CheckCancelled
 
 MAX_WAITING = 8
 """Calls that may wait in one line."""
@@ -79,7 +80,7 @@ class WorkQueue:
         *,
         deadline: float = math.inf,
         on_position: Callable[[int], None] | None = None,
-        check_cancelled: Callable[[], None] | None = None,
+        check_cancelled: CheckCancelled | None = None,
     ) -> Iterator[None]:
         """Wait for a turn, and have it for as long as the context lasts. It is given back however that ends.
 
@@ -121,7 +122,7 @@ class WorkQueue:
         me: object,
         deadline: float,
         on_position: Callable[[int], None] | None,
-        check_cancelled: Callable[[], None] | None,
+        check_cancelled: CheckCancelled | None,
     ) -> None:
         """Return as the running call of a line. What the callbacks do is done outside the lock."""
         told: int | None = None

@@ -4,16 +4,15 @@
 
 import json
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pathsynth.errors import TrainingError
+from pathsynth.progress import Progress
 
 RUN_FILE = "run.json"
-Report = Callable[[int, int, str], None]
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -47,7 +46,7 @@ def start(
     out: Path,
     resume: bool,
     max_minutes: float | None,
-    report: Report,
+    report: Progress,
     base: str | None = None,
 ) -> dict[str, Any]:
     """Train one model and say how it went: steps, loss, throughput and the figures on val.

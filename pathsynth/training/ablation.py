@@ -10,7 +10,7 @@ each of which changes one thing of `reference.toml`.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from pathsynth.errors import PathSynthError
 from pathsynth.generator import load_pipeline
 from pathsynth.layout import LayoutPipeline
 from pathsynth.modelcard import write_model_card
+from pathsynth.progress import Progress
 from pathsynth.realism import classifier_space, imagenet_space, neighbourhoods, radial_spectrum
 from pathsynth.records import Comparison
 from pathsynth.text import TextEncoder
@@ -41,7 +42,6 @@ PER_CLASS: Final = 20
 DENOISING_STEPS: Final = 20
 SEED: Final = 90_000
 _BATCH: Final = 20
-Progress = Callable[[int, int, str], None]
 
 
 def configurations() -> list[Path]:

@@ -11,7 +11,7 @@ Without configurations these are the files of `configs/lora-comparison`.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from pathsynth.generator import (
 from pathsynth.layout import LORA_FILE
 from pathsynth.modelcard import read_reports, write_model_card
 from pathsynth.plots import write_adapter_plot
+from pathsynth.progress import Progress
 from pathsynth.records import AdapterSettings, FullReport
 from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import TISSUES, Tissue
@@ -44,7 +45,6 @@ SHIPPED: Final = "default, which ships"
 PLOT_FILE: Final = "reports/lora-comparison.png"
 PER_CLASS: Final = 10
 SEED: Final = 70_000
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

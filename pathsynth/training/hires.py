@@ -16,7 +16,7 @@ import csv
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from scipy.sparse.csgraph import connected_components
 from pathsynth.errors import DataError, ImageError
 from pathsynth.images import Picture, read_image
 from pathsynth.nuclei import diameters
+from pathsynth.progress import Progress
 from pathsynth.training import read_config
 from pathsynth.training.augment import dihedral, vary_stain
 from pathsynth.validator import to_model_range
@@ -49,7 +50,6 @@ _GREY_LEVELS: Final = 256
 _MEASURED_TILES: Final = 40
 FloatArray = npt.NDArray[np.float64]
 _DENSITIES: Final = -np.log(np.maximum(np.arange(_GREY_LEVELS), 1) / 255)
-Progress = Callable[[int, int, str], None]
 Vector = tuple[float, float, float]
 
 

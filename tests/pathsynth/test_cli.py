@@ -19,9 +19,9 @@ from pathsynth import cli, data, doctor, training
 from pathsynth.errors import DataError, RequestError, StoreError, TrainingError, WeightsError
 from pathsynth.images import encode_png, read_image, read_image_and_xmp, upscale
 from pathsynth.mark import marked
+from pathsynth.progress import CheckCancelled, Progress
 from pathsynth.provenance import claimed_tiles
 from pathsynth.records import GenerationResult, Report
-from pathsynth.studio import CheckCancelled, Progress
 from pathsynth.tissues import CODES
 from tests.fakes import FakeStudio, report, smooth_tile
 
