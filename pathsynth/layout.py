@@ -11,7 +11,6 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -226,8 +225,8 @@ class LayoutPipeline(DiffusionPipeline):
 
 
 def new_pipeline(
-    unet_config: dict[str, Any], data_mean: Sequence[float], data_std: Sequence[float]
+    unet: torch.nn.Module, data_mean: Sequence[float], data_std: Sequence[float]
 ) -> LayoutPipeline:
-    """A pipeline with an untrained network; `unet_config` are arguments of UNet2DConditionModel."""
-    unet = UNet2DConditionModel(**unet_config).to(memory_format=torch.channels_last)
+    """A pipeline with an untrained network, a UNet2DConditionModel or what is called as one."""
+    unet = unet.to(memory_format=torch.channels_last)
     return LayoutPipeline(unet, FlowMatchEulerDiscreteScheduler(), list(data_mean), list(data_std))

@@ -46,7 +46,7 @@ def unet_config(fold: int = 1) -> dict[str, Any]:
 def pipeline(fold: int = 1, seed: int = 0) -> LayoutPipeline:
     """An untrained pipeline of toy size."""
     torch.manual_seed(seed)
-    made = new_pipeline(unet_config(fold), (0.4, 0.1, 0.3), (0.5, 0.5, 0.5))
+    made = new_pipeline(UNet2DConditionModel(**unet_config(fold)), (0.4, 0.1, 0.3), (0.5, 0.5, 0.5))
     made.unet.eval()
     return made
 

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import compute_loss_weighting_for_sd3
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
@@ -36,6 +37,7 @@ from pathsynth.tissues import TISSUES
 from pathsynth.training.augment import dihedral
 from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig
+from pathsynth.training.transformer import PatchTransformer
 from pathsynth.validator import to_model_range
 from pathsynth.weights import loading
 
@@ -49,6 +51,9 @@ class FlowConfig(BaseModel):
 
     time_mean: float = 0.0
     time_std: float = Field(default=1.0, gt=0)
+    weighting: Literal["none", "cosmap", "sigma_sqrt"] = Field(
+        default="none", description="How the loss is weighted by time, in the names that SD3 training has."
+    )
     drop_text: float = Field(default=0.1, ge=0, le=1, description="Share of images trained without text.")
     keep_all_attributes: float = Field(default=0.5, ge=0, le=1)
     keep_attribute: float = Field(default=0.6, ge=0, le=1)
@@ -146,7 +151,28 @@ class BaseConfig(BaseModel):
         "of the run; a class embedding it lacks starts without effect.",
     )
     alignment: AlignmentConfig | None = None
-    unet: dict[str, Any]
+    unet: dict[str, Any] | None = Field(default=None, description="Arguments of UNet2DConditionModel.")
+    transformer: dict[str, Any] | None = Field(
+        default=None, description="Arguments of PatchTransformer, in place of a U-Net."
+    )
+
+    @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        if (self.unet is None) == (self.transformer is None):
+            raise ValueError("wants one network, so either `unet` or `transformer`")
+        if self.transformer is not None and self.alignment is not None:
+            raise ValueError("aligns a `unet`, not a `transformer`")
+        return self
+
+    def network(self) -> UNet2DConditionModel | PatchTransformer:
+        """The network, untrained. Raises TrainingError when it does not take these arguments."""
+        name = "transformer" if self.unet is None else "unet"
+        try:
+            if self.unet is not None:
+                return UNet2DConditionModel(**self.unet)
+            return PatchTransformer(**(self.transformer or {}))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise TrainingError(f"`{name}` does not fit ({str(error).rstrip('.')}); correct it.") from error
 
 
 class LoraConfig(BaseModel):
@@ -252,7 +278,9 @@ class FlowTask:
         velocity = predict_velocity(
             model, self._fold, noisy.to(device), (time * TIME_SCALE).to(device), context
         )
-        return F.mse_loss(velocity.float(), (noise - data).to(device))
+        errors = (velocity.float() - (noise - data).to(device)).square()
+        weights = compute_loss_weighting_for_sd3(self.flow.weighting, level.to(device))
+        return torch.mean(weights * errors)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss on 1,024 val tiles with fixed times, noise, symmetries and captions."""
@@ -314,7 +342,7 @@ class BaseTask(FlowTask):
         sample = to_model_range(train.images[:: max(1, len(train) // 4096)])
         # One common deviation: channels keep their ratio, so colour is not stretched.
         mean, std = sample.mean(dim=(0, 2, 3)).tolist(), [float(sample.std())] * 3
-        pipeline = new_pipeline(config.unet, mean, std)
+        pipeline = new_pipeline(config.network(), mean, std)
         if config.initial is not None:
             start_from(pipeline, load_pipeline(config.initial))
         super().__init__(pipeline, config.flow, train, val, encoder or TextEncoder())

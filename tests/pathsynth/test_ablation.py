@@ -92,4 +92,5 @@ def test_what_ships_changes_one_thing_of_the_reference() -> None:
     reference = read_config(first, BaseConfig).model_dump()
     for path in others:
         other = read_config(path, BaseConfig).model_dump()
-        assert len({key for key, value in other.items() if reference[key] != value}) == 1, path.stem
+        changed = {key for key, value in other.items() if reference[key] != value}
+        assert len(changed) == 1 or changed == {"unet", "transformer"}, path.stem

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig as PeftLoraConfig
 from pydantic import BaseModel, ValidationError
 from torch import nn
@@ -19,7 +20,7 @@ from pathsynth.data import Split
 from pathsynth.errors import TrainingError
 from pathsynth.generator import load_pipeline
 from pathsynth.layout import LORA_FILE, new_pipeline, predict_velocity
-from pathsynth.text import TextEncoder
+from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training import engine, read_config, start
 from pathsynth.training.augment import dihedral, disturb, vary_stain
@@ -388,11 +389,68 @@ def test_a_base_trains_from_scratch_and_loads_as_a_pipeline(encoder: TextEncoder
     assert pipeline.standardise(pixels).std() == pytest.approx(1, abs=0.1)
 
 
+TRANSFORMER = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 4}
+
+
+def test_a_transformer_is_trained_and_sampled_as_a_unet_is(encoder: TextEncoder, tmp_path: Path) -> None:
+    config = BaseConfig(kind="base", optim=FLOW, transformer=TRANSFORMER)
+    task = BaseTask(config, tiny.split("train", 36), tiny.split("val", 18, seed=1), encoder)
+    noisy = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([10.0, 900.0])
+    run(task, FLOW, tmp_path)
+    pipeline = load_pipeline(tmp_path / "layout")
+    text, empty = tiny.contexts(2), tiny.contexts(1)
+    with torch.no_grad():
+        velocity = predict_velocity(pipeline.unet, 1, noisy, times, text)
+        assert not torch.allclose(predict_velocity(pipeline.unet, 1, noisy, times.flip(0), text), velocity)
+        other = TextContext(text.states.flip(0) + 1, text.mask)
+        assert not torch.allclose(predict_velocity(pipeline.unet, 1, noisy, times, other), velocity)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    tiles = pipeline(text, empty, generators, num_inference_steps=2, guidance_scale=1.0)
+    assert tiles.shape == (2, 3, 28, 28)
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        {},
+        {"unet": tiny.unet_config(), "transformer": TRANSFORMER},
+        {"transformer": TRANSFORMER, "alignment": AlignmentConfig(weight=0.5)},
+    ],
+)
+def test_a_base_has_one_network_that_its_other_choices_fit(networks: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        BaseConfig(kind="base", optim=FLOW, **networks)
+
+
+@pytest.mark.parametrize("wrong", [{"unet": {"block_out_channels": (8,)}}, {"transformer": {"depth": 2}}])
+def test_a_network_that_cannot_be_made_is_said_in_a_sentence(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=f"`{min(wrong)}`") as caught:
+        BaseConfig(kind="base", optim=FLOW, **wrong).network()
+    sentence(caught)
+
+
+def test_a_weighted_loss_counts_most_at_middle_times(encoder: TextEncoder) -> None:
+    plain = BaseConfig(kind="base", optim=FLOW, unet=tiny.unet_config())
+    splits = tiny.split("train", 36), tiny.split("val", 18, seed=1)
+
+    def loss(weighting: str, time_mean: float) -> float:
+        flow = FlowConfig.model_validate({"weighting": weighting, "time_mean": time_mean, "time_std": 1e-4})
+        task = BaseTask(plain.model_copy(update={"flow": flow}), *splits, encoder)
+        batch = task.batch(4, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return float(task.loss(task.model, batch, torch.Generator().manual_seed(0)))
+
+    middle, late = loss("cosmap", 0) / loss("none", 0), loss("cosmap", 9) / loss("none", 9)
+    assert middle == pytest.approx(4 / math.pi, rel=1e-3)
+    assert late == pytest.approx(2 / math.pi, rel=1e-3)
+
+
 def test_a_base_starts_from_a_trained_one_without_class_embedding(
     encoder: TextEncoder, tmp_path: Path
 ) -> None:
     plain = {name: value for name, value in tiny.unet_config().items() if "class_embed" not in name}
-    trained = new_pipeline(plain, (0.4, 0.1, 0.3), (0.5, 0.5, 0.5))
+    trained = new_pipeline(UNet2DConditionModel(**plain), (0.4, 0.1, 0.3), (0.5, 0.5, 0.5))
     trained.save_pretrained(tmp_path)
     config = BaseConfig(kind="base", optim=FLOW, unet=tiny.unet_config(), initial=tmp_path)
     task = BaseTask(config, tiny.split("train", 36), tiny.split("val", 18, seed=1), encoder)
