@@ -3,9 +3,10 @@ each file.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,10 @@ def looks_whole(folder: Path | None = None) -> bool:
 
 
 def write_manifest(folder: Path, components: Mapping[str, Mapping[str, Any]]) -> Manifest:
-    """Hash every file of `folder` and write its manifest; components not named keep what was said of them."""
+    """Hash every file of `folder` and write its manifest; components not named keep what was said of them.
+
+    Of the weights before, it keeps those that a report was measured with, and the latest others.
+    """
     known: dict[str, dict[str, Any]] = {}
     earlier: dict[str, dict[str, str]] = {}
     if (folder / MANIFEST).is_file():
@@ -201,6 +205,19 @@ def write_manifest(folder: Path, components: Mapping[str, Mapping[str, Any]]) ->
         files=files, components=known | {name: dict(value) for name, value in components.items()}
     )
     earlier.pop(manifest.model, None)
-    manifest = manifest.model_copy(update={"earlier": dict(list(earlier.items())[-_EARLIER_KEPT:])})
+    kept = {*list(earlier)[-_EARLIER_KEPT:], *_reported(folder)}
+    earlier = {model: parts for model, parts in earlier.items() if model in kept}
+    manifest = manifest.model_copy(update={"earlier": earlier})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def _reported(folder: Path) -> set[str]:
+    """The weights that the reports in `folder` were measured with."""
+    found: set[str] = set()
+    for path in (folder / "reports").glob("*.json"):
+        with suppress(ValueError):  # what is no report says so to whoever reads it
+            report = json.loads(path.read_bytes())
+            if isinstance(report, dict) and "model" in report:
+                found.add(report["model"])
+    return found

@@ -48,7 +48,7 @@ from pathsynth.texture import TextureCorrection
 from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
-from pathsynth.training.perceptual import Shown, SpectrumDistance, hinges, opinion, tile_power
+from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, tile_power
 from pathsynth.training.wording import asked_by, attributes_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
@@ -224,7 +224,7 @@ class AdversarialLoraTask(LoraTask):
                 )
             edge = self.train.images.shape[1]
             self._texture = TextureCorrection([matrices.get(tissue.code) for tissue in TISSUES], edge)
-        self._last: tuple[Shown, Shown, torch.Tensor, torch.Tensor] | None = None
+        self._contest = Contest(self.rival, how.rival_from)
 
     def _textured(self, tiles: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:
         """Tiles (N, 3, 28, 28) in [-1, 1] of tissues (N,), their texture corrected where so configured."""
@@ -337,26 +337,14 @@ class AdversarialLoraTask(LoraTask):
             total = total + config.recognition * self._unsure(shown.pictures, labels)
         if self._spread is not None:
             total = total + config.spread * self._spread(self._kinds(made, shown), given.step, batch.labels)
-        if int(self.rival.get_buffer("steps")) >= config.rival_from:
-            self.rival.requires_grad_(False)  # its weights are not what this loss is for
-            logits = self.rival(shown.pictures, text, labels, shown.features)
-            self.rival.requires_grad_(True)
-            total = total - config.weight * opinion(logits)
+        total = total - config.weight * self._contest.opinion(shown, text, labels)
         with torch.no_grad():
-            self._last = (self._show(data, generator), shown.detached(), text, labels)
+            self._contest.keep(self._show(data, generator), shown, text, labels)
         return total
 
     def rival_loss(self, rival: nn.Module, batch: FlowBatch) -> torch.Tensor:
         """Hinge loss of the rival on the tiles that `loss` has just made and on the real ones."""
-        if self._last is None:
-            raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
-        data, made, text, labels = self._last
-        self.rival.get_buffer("steps").add_(1)
-        # One after the other: deviation is within one kind of tile.
-        real_logits, made_logits = (
-            rival(shown.pictures, text, labels, shown.features) for shown in (data, made)
-        )
-        return hinges(real_logits, made_logits)
+        return self._contest.rival_loss(rival)
 
     def sample(self, model: nn.Module, context: TextContext, generator: torch.Generator) -> torch.Tensor:
         """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained."""

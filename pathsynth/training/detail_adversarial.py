@@ -35,7 +35,7 @@ from pathsynth.training.engine import OptimConfig
 from pathsynth.training.few_steps import FewSteps
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.layout import FlowConfig
-from pathsynth.training.perceptual import Shown, SpectrumDistance, hinges, opinion
+from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance
 from pathsynth.validator import Validator, to_model_range
 
 _NOISE_OF_FEATURES = (0.02, 0.4)
@@ -148,7 +148,7 @@ class AdversarialDetailTask(DetailSampling):
         self.rival = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
         self._steps = FewSteps(config.steps, config.first_step, config.on_policy)
-        self._last: tuple[Shown, Shown, torch.Tensor, torch.Tensor] | None = None
+        self._contest = Contest(self.rival, config.rival_from)
 
     def loss(self, model: nn.Module, batch: DetailBatch, generator: torch.Generator) -> torch.Tensor:
         """What the rival says of the detail that is made, and its distance from that which was noised."""
@@ -165,14 +165,9 @@ class AdversarialDetailTask(DetailSampling):
         at = torch.empty(len(data)).uniform_(*_NOISE_OF_FEATURES, generator=generator).to(device)
         noise = torch.randn(data.shape, generator=generator).to(device)
         shown = self._show(made, thumbnails, at, noise, context)
-        if int(self.rival.get_buffer("steps")) >= config.rival_from:
-            self.rival.requires_grad_(False)  # its weights are not what this loss is for
-            logits = self.rival(shown.pictures, text, tissues, shown.features)
-            self.rival.requires_grad_(True)
-            total = total - config.weight * opinion(logits)
+        total = total - config.weight * self._contest.opinion(shown, text, tissues)
         with torch.no_grad():
-            real = self._show(data, thumbnails, at, noise, context)
-        self._last = (real, shown.detached(), text, tissues)
+            self._contest.keep(self._show(data, thumbnails, at, noise, context), shown, text, tissues)
         return total
 
     def _tissues(self, thumbnails: torch.Tensor) -> torch.Tensor:
@@ -198,15 +193,7 @@ class AdversarialDetailTask(DetailSampling):
 
     def rival_loss(self, rival: nn.Module, batch: DetailBatch) -> torch.Tensor:
         """Hinge loss of the rival on the detail that `loss` has just made and on that of the real tiles."""
-        if self._last is None:
-            raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
-        real, made, text, tissues = self._last
-        self.rival.get_buffer("steps").add_(1)
-        # One after the other: deviation is within one kind of detail.
-        real_logits, made_logits = (
-            rival(seen.pictures, text, tissues, seen.features) for seen in (real, made)
-        )
-        return hinges(real_logits, made_logits)
+        return self._contest.rival_loss(rival)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Distance of spectra of decoded tiles from the centres of held-out ones, and deviation of the detail

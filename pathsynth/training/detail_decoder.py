@@ -38,15 +38,14 @@ from pathsynth.training.engine import OptimConfig
 from pathsynth.training.few_steps import FewSteps
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.perceptual import (
+    Contest,
     FeatureDistance,
     PairedSpread,
     Shown,
     SpectrumDistance,
     TextureRival,
-    hinges,
     imagenet_head,
     imagenet_stages,
-    opinion,
     pooled,
     staged,
 )
@@ -197,7 +196,7 @@ class DecoderTask:
         self._features: FeatureDistance | None = None
         if config.perceptual:
             self._features = FeatureDistance(_needed(imagenet_stages(), "perceptual = 0"))
-        self._last: tuple[Shown, Shown] | None = None
+        self._contest = Contest(self.rival, config.rival_from)
 
     def batch(self, size: int, generator: torch.Generator) -> DecoderBatch:
         """Crops; those to sample with the prompt of what the validator sees, as when generating."""
@@ -271,21 +270,13 @@ class DecoderTask:
             with torch.no_grad():
                 real_kinds = self._kinds([each[half:] for each in known.features])
             total = total + config.spread * self._spread(made_kinds, real_kinds)
-        if int(self.rival.get_buffer("steps")) >= config.rival_from:
-            self.rival.requires_grad_(False)  # its weights are not what this loss is for
-            logits = self.rival(shown.pictures, shown.features)
-            self.rival.requires_grad_(True)
-            total = total - config.rival * opinion(logits)
-        self._last = (known, shown.detached())
+        total = total - config.rival * self._contest.opinion(shown)
+        self._contest.keep(known, shown)
         return total
 
     def rival_loss(self, rival: nn.Module, batch: DecoderBatch) -> torch.Tensor:
         """Hinge loss of the rival on the tiles that `loss` has just made, and on the real ones."""
-        if self._last is None:
-            raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
-        real, made = self._last
-        self.rival.get_buffer("steps").add_(1)
-        return hinges(rival(real.pictures, real.features), rival(made.pictures, made.features))
+        return self._contest.rival_loss(rival)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """On the centres of held-out tiles: mean absolute error in grey levels and PSNR of encoded tiles, and

@@ -139,6 +139,46 @@ def hinge(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean())
 
 
+class Contest:
+    """A model against a rival that counts from its step `starts` on.
+
+    Beside pictures and features a rival may be told more (text, tissues), the same of real and of made ones.
+    """
+
+    def __init__(self, rival: nn.Module, starts: int) -> None:
+        self._rival, self._starts = rival, starts
+        self._last: tuple[Shown, Shown, tuple[torch.Tensor, ...]] | None = None
+
+    @property
+    def made(self) -> Shown | None:
+        """What was made last."""
+        return None if self._last is None else self._last[1]
+
+    def opinion(self, made: Shown, *told: torch.Tensor) -> torch.Tensor:
+        """How real the rival finds what was made (scalar), 0 before it counts; no gradient reaches its
+        weights.
+        """
+        if int(self._rival.get_buffer("steps")) < self._starts:
+            return made.pictures.new_zeros(())
+        self._rival.requires_grad_(False)
+        logits = self._rival(made.pictures, *told, made.features)
+        self._rival.requires_grad_(True)
+        return opinion(logits)
+
+    def keep(self, real: Shown, made: Shown, *told: torch.Tensor) -> None:
+        """Remember what the rival is to learn from; no gradient goes back from there."""
+        self._last = (real, made.detached(), told)
+
+    def rival_loss(self, rival: nn.Module) -> torch.Tensor:
+        """Hinge loss of the rival, as the engine has it, on what was kept."""
+        if self._last is None:
+            raise RuntimeError("the rival looks at what the model made, and that has made nothing yet")
+        real, made, told = self._last
+        self._rival.get_buffer("steps").add_(1)
+        # One after the other: deviation is within one kind of picture.
+        return hinges(rival(real.pictures, *told, real.features), rival(made.pictures, *told, made.features))
+
+
 class TextureRival(nn.Module):
     """Says how real tiles look: logits of a `PatchRival`, and of every place of each kind of features of
     another network. `seen_by_other` has the channels of the features.

@@ -297,8 +297,9 @@ def test_tiles_are_judged_as_they_are_after_the_correction_of_their_texture(
         assert isinstance(batch, TissueBatch)
         labels = batch.labels
         each.loss(each.model, batch, torch.Generator().manual_seed(4))
-        assert each._last is not None
-        pictures.append(each.pipeline.restore(each._last[1].pictures).std(dim=(2, 3)).mean(1))
+        made = each._contest.made
+        assert made is not None
+        pictures.append(each.pipeline.restore(made.pictures).std(dim=(2, 3)).mean(1))
     changed_ones = labels < len(TISSUES) - 1
     assert changed_ones.any()
     assert torch.allclose(pictures[1][changed_ones], 0.5 * pictures[0][changed_ones], rtol=0.2)

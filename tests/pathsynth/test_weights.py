@@ -157,6 +157,19 @@ def test_the_manifest_remembers_so_many_earlier_weights_and_no_more(folder: Path
     assert len(manifest.earlier) == 12
 
 
+def test_the_manifest_remembers_those_that_a_report_was_measured_with(folder: Path) -> None:
+    first = write_manifest(folder, {})
+    report = folder / "reports" / "validator-val.json"
+    report.write_text(json.dumps({"model": first.model}), encoding="utf-8")
+    (folder / "reports" / "broken.json").write_text("{", encoding="utf-8")
+    (folder / "reports" / "list.json").write_text("[]", encoding="utf-8")
+    for i in range(20):
+        (folder / "judge.json").write_text(str(i), encoding="utf-8")
+        manifest = write_manifest(folder, {"judge": {}})
+    assert len(manifest.earlier) == 13
+    assert manifest.measured(first.model, ["validator"])
+
+
 def test_writing_the_manifest_again_keeps_what_was_said_of_other_components(folder: Path) -> None:
     manifest = write_manifest(folder, {"judge": {"steps": 5}})
     assert manifest.components == {"validator": {"steps": 3}, "judge": {"steps": 5}}
