@@ -153,5 +153,4 @@ def made(
     on_step: Callable[[], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """A tile of a tissue for each seed, from the context (1) of that seed."""
-    made = [generator.propose(context_of(seed), [seed], on_step, tissue) for seed in seeds]
-    return np.concatenate(made)
+    return np.concatenate([generator.propose(context_of(seed), [seed], on_step, tissue) for seed in seeds])

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -36,7 +36,7 @@ from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig
 from pathsynth.training.few_steps import Make
 from pathsynth.training.hires import LUMINANCE, Crops, HiresTiles
-from pathsynth.training.layout import FlowConfig
+from pathsynth.training.layout import FlowConfig, new_unet
 from pathsynth.training.perceptual import FeatureDistance, PatchRival, hinge, imagenet_stages
 from pathsynth.validator import Validator, from_model_range, to_model_range
 
@@ -336,7 +336,7 @@ class DetailTask(DetailSampling):
         self.config = config
         tiles = tiles or HiresTiles()
         channels = int(autoencoder.config.detail_channels)
-        unet = UNet2DConditionModel(**config.unet)
+        unet = new_unet(config.unet)
         if (unet.config.in_channels, unet.config.out_channels) != (3 + channels, channels):
             raise TrainingError(
                 f"The autoencoder has {channels} detail channels, so `unet.in_channels` must be "

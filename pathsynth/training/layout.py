@@ -5,7 +5,8 @@ times drawn from a logit-normal (Esser et al., *Scaling Rectified Flow Transform
 what is trainable and in the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -166,13 +167,24 @@ class BaseConfig(BaseModel):
 
     def network(self) -> UNet2DConditionModel | PatchTransformer:
         """The network, untrained. Raises TrainingError when it does not take these arguments."""
-        name = "transformer" if self.unet is None else "unet"
-        try:
-            if self.unet is not None:
-                return UNet2DConditionModel(**self.unet)
+        if self.unet is not None:
+            return new_unet(self.unet)
+        with _fitting("transformer"):
             return PatchTransformer(**(self.transformer or {}))
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise TrainingError(f"`{name}` does not fit ({str(error).rstrip('.')}); correct it.") from error
+
+
+def new_unet(arguments: dict[str, Any]) -> UNet2DConditionModel:
+    """An untrained U-Net. Raises TrainingError when it does not take these arguments."""
+    with _fitting("unet"):
+        return UNet2DConditionModel(**arguments)
+
+
+@contextmanager
+def _fitting(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TrainingError(f"`{name}` does not fit ({str(error).rstrip('.')}); correct it.") from error
 
 
 class LoraConfig(BaseModel):
