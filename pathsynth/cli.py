@@ -30,6 +30,7 @@ from pathsynth.records import (
     MAX_SEED,
     AttemptRecord,
     DetailReport,
+    FullReport,
     GenerationResult,
     Report,
     TileRecord,
@@ -467,10 +468,20 @@ def evaluate_generator(
         Path | None,
         typer.Option(help="File (.npz) to keep the tiles in, or to take them from when it is there already."),
     ] = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(
+            help="Report (.json) of an earlier --full: what it compares with real tiles stays where neither "
+            "the tiles nor the judge have changed since."
+        ),
+    ] = None,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
     """Measure the first, unfiltered tiles of every tissue, as the validator names them."""
+    if earlier is not None and not full:
+        raise RequestError("--earlier belongs to --full; give both or neither.")
+    known = None if earlier is None else _read_report(earlier)
     if not full and tiles is None and plots is None:
         with _progress("Loading the models") as show:
             report = _studio().evaluate_generator(per_class, seed, show, judge=judge)
@@ -479,23 +490,33 @@ def evaluate_generator(
     for folder in (plots, tiles and tiles.parent):
         if folder is not None:
             _make_folder(folder)
-    from pathsynth.evaluate import FirstTiles
-
     with _progress("Loading the models") as show:
         studio = _studio()
         if tiles is not None and tiles.exists():
-            made = FirstTiles.load(tiles, per_class, seed, studio.model)
+            made = studio.kept_tiles(tiles, per_class, seed)
         else:
             made = studio.first_tiles(per_class, seed, show)
             if tiles is not None:
                 made.save(tiles)
-        report = studio.study_generator(made, show) if full else studio.evaluate_tiles(made, judge, show)
+        report = (
+            studio.study_generator(made, show, known) if full else studio.evaluate_tiles(made, judge, show)
+        )
     _print_report(report, as_json)
     _write_plots(report, plots)
     if plots is not None:
         from pathsynth.plots import write_sheets
 
         write_sheets(made.images, made.asked, plots)
+
+
+def _read_report(path: Path) -> FullReport:
+    try:
+        return FullReport.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{path} is no report of `evaluate generator --full --json`; name another file or leave "
+            "--earlier out."
+        ) from error
 
 
 @evaluate_app.command("loop")
@@ -532,11 +553,7 @@ def evaluate_detail(
         _make_folder(sheets)
     with _progress("Loading the models") as show:
         studio = _studio()
-        made = None
-        if tiles is not None:
-            from pathsynth.evaluate import FirstTiles
-
-            made = FirstTiles.load(tiles, per_class, seed, studio.model)
+        made = None if tiles is None else studio.kept_tiles(tiles, per_class, seed)
         report = studio.evaluate_detail(most, per_class, seed, made, sheets, show)
     if as_json:
         _print_json(report.model_dump(mode="json"))

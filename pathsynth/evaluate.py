@@ -3,8 +3,8 @@ hash.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -258,8 +258,11 @@ class FirstTiles:
         partial_path.replace(path)
 
     @classmethod
-    def load(cls, path: Path, per_class: int, seed: int, model: str) -> "FirstTiles":
-        """Read a file written by `save`.
+    def load(
+        cls, path: Path, per_class: int, seed: int, model: str, same: Callable[[str], bool] | None = None
+    ) -> "FirstTiles":
+        """Read a file written by `save`, as tiles of the weights `model`. `same` says of other weights
+        whether they make the same tiles as these.
 
         Raises:
             RequestError: it is no such file, or holds tiles of other weights, another seed or another number.
@@ -269,13 +272,13 @@ class FirstTiles:
                 tiles = cls(archive["images"], archive["asked"], int(archive["seed"]), str(archive["model"]))
         except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
             raise RequestError(f"{path} holds no tiles of an earlier run; name another file.") from error
-        found = (tiles.model, tiles.seed, len(tiles.images))
-        if found != (model, seed, per_class * len(TISSUES)):
+        asked = (tiles.seed, len(tiles.images)) == (seed, per_class * len(TISSUES))
+        if not asked or not (tiles.model == model or (same is not None and same(tiles.model))):
             raise RequestError(
-                f"{path} holds {found[2]} tiles of weights {found[0]} from seed {found[1]}, not what is "
-                "asked for; delete it or name another file."
+                f"{path} holds {len(tiles.images)} tiles of weights {tiles.model} from seed {tiles.seed}, "
+                "not what is asked for; delete it or name another file."
             )
-        return tiles
+        return replace(tiles, model=model)
 
 
 def first_tiles(
@@ -365,12 +368,13 @@ def further_generator_figures(
     judge: Validator | None,
     propose_described: "ProposeDescribed",
     progress: Progress | None = None,
+    kept: Mapping[str, object] | None = None,
 ) -> FullReport:
     """The report with everything that compares first-shot tiles with real ones: realism in two named feature
     spaces, structure, real-or-generated, memorisation, classification accuracy score and prompt fidelity.
 
     Without a judge its place is taken, by name, by the validator. Realism, structure and memorisation are
-    against val; the classification accuracy score is on test.
+    against val; the classification accuracy score is on test. Those in `kept` are not measured again.
 
     Raises:
         RequestError: there are fewer than 10 tiles of a tissue.
@@ -389,19 +393,21 @@ def further_generator_figures(
     )
     spaces = [own, *([imagenet] if (imagenet := imagenet_space()) is not None else [])]
     architecture = "regnet_y_400mf" if judge is None else judge.architecture
-    further: dict[str, object] = {
-        "structure": structure(sets, val, seed, model, progress),
-        "realism": [realism(sets, space, val, seed, model, progress) for space in spaces],
-        "real_or_generated": real_or_generated(sets, val.name, seed, model, progress),
-        "memorisation": [
+    measures: dict[str, Callable[[], object]] = {
+        "structure": lambda: structure(sets, val, seed, model, progress),
+        "realism": lambda: [realism(sets, space, val, seed, model, progress) for space in spaces],
+        "real_or_generated": lambda: real_or_generated(sets, val.name, seed, model, progress),
+        "memorisation": lambda: [
             memorisation(tiles.images, tiles.asked, real.train, val, space, seed, model, progress)
             for space in (None, own)
         ],
-        "transfer": transfer(
+        "transfer": lambda: transfer(
             tiles.images, tiles.asked, real.train, real.test, architecture, seed, model, progress
         ),
-        "fidelity": fidelity(propose_described, val, FIDELITY_PER_CLASS, seed, model, progress),
+        "fidelity": lambda: fidelity(propose_described, val, FIDELITY_PER_CLASS, seed, model, progress),
     }
+    known = kept or {}
+    further = {name: known[name] if name in known else measure() for name, measure in measures.items()}
     if judge is not None:
         further["per_class_judge"] = _figures(
             tiles.asked, _named(judge, tiles.images, progress, "The judge")

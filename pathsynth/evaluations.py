@@ -16,8 +16,9 @@ from pathsynth.errors import WeightsError
 from pathsynth.images import to_native
 from pathsynth.models import Models, made
 from pathsynth.progress import CheckCancelled, Progress, between_steps, deadline_after
-from pathsynth.records import DetailReport, FullReport, Report
+from pathsynth.records import DetailReport, FullReport, Measured, Report
 from pathsynth.tissues import TISSUES, Tissue
+from pathsynth.weights import TILE_PARTS
 
 if TYPE_CHECKING:
     from pathsynth.evaluate import FirstTiles
@@ -97,9 +98,25 @@ class Evaluations(Models):
         with self._loading:
             return report_on_tiles(tiles, self._validator, judging, progress)
 
-    def study_generator(self, tiles: "FirstTiles", progress: Progress | None = None) -> FullReport:
+    def kept_tiles(self, path: Path, per_class: int, seed: int) -> "FirstTiles":
+        """As `first_tiles`, from a file that these weights wrote, or others that make the same tiles.
+
+        Raises:
+            RequestError: there are no such tiles in it.
+        """
+        from pathsynth.evaluate import FirstTiles
+
+        def same(model: str) -> bool:
+            return self.weights.manifest.measured(model, TILE_PARTS)
+
+        return FirstTiles.load(path, per_class, seed, self.model, same)
+
+    def study_generator(
+        self, tiles: "FirstTiles", progress: Progress | None = None, earlier: FullReport | None = None
+    ) -> FullReport:
         """As `evaluate_tiles`, with everything that compares the tiles with real ones, which takes an hour or
-        more. The judge is asked where the weights have one.
+        more. The judge is asked where the weights have one. What `earlier` has of as many tiles from the same
+        seed stays where nothing that it is about has changed since.
 
         Raises:
             DataError: PathMNIST is not there.
@@ -118,7 +135,32 @@ class Evaluations(Models):
 
         with self._loading:
             report = report_on_tiles(tiles, self._validator, judge, progress)
-            return further_generator_figures(report, tiles, real, self._validator, judge, described, progress)
+            return further_generator_figures(
+                report,
+                tiles,
+                real,
+                self._validator,
+                judge,
+                described,
+                progress,
+                {} if earlier is None else self._still_true(earlier, report),
+            )
+
+    def _still_true(self, earlier: FullReport, report: Report) -> dict[str, object]:
+        """The further figures of an earlier report on first tiles that hold for these tiles and weights."""
+        if (earlier.what, earlier.n, earlier.seed) != (report.what, report.n, report.seed):
+            return {}
+        parts = (*TILE_PARTS, "judge" if self.weights.has("judge") else "validator")
+        kept: dict[str, object] = {}
+        for name in FullReport.model_fields.keys() - Report.model_fields.keys():
+            value = getattr(earlier, name)
+            figures = value if isinstance(value, list) else [value]
+            if all(
+                isinstance(each, Measured) and self.weights.manifest.measured(each.model, parts)
+                for each in figures
+            ):
+                kept[name] = value
+        return kept
 
     def evaluate_generator(
         self,

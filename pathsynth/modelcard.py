@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pathsynth.errors import WeightsError
 from pathsynth.records import Comparison, DetailReport, FullReport, Measured, SetFigures
 from pathsynth.tissues import CODES, TISSUES
-from pathsynth.weights import Manifest, Weights, belongs
+from pathsynth.weights import TILE_PARTS, Manifest, Weights, belongs
 
 CARD = "MODEL_CARD.md"
 REPORTS = "reports"
@@ -41,7 +41,7 @@ _TITLES: Final = {
     "loop": "Loop: accepted tiles, as the independent judge names them",
 }
 
-_GENERATOR: Final = ("validator", "judge", "layout", "lora/default", "contexts", "wordings")
+_GENERATOR: Final = ("validator", "judge", *TILE_PARTS)
 # The components that each kind of report is about.
 _MEASURED: Final = {
     "validator": ("validator",),
@@ -245,19 +245,18 @@ def _facts(report: FullReport, own: Manifest) -> str:
     facts = [f"split {report.split}" if report.split else "generated tiles", f"n = {report.n:,}"]
     if report.seed is not None:
         facts.append(f"seed {report.seed}")
-    facts.append(_measured_with(report, own))
+    facts.append(_measured_with(report.model, own, _MEASURED[report.what]))
     return ", ".join(facts)
 
 
-def _measured_with(report: FullReport | DetailReport, own: Manifest) -> str:
-    """The weights that a report was measured with, and whether it holds for these."""
-    parts = _MEASURED[report.what]
-    if report.model == own.model:
-        return f"weights {report.model}"
-    if own.measured(report.model, parts):
+def _measured_with(model: str, own: Manifest, parts: Sequence[str]) -> str:
+    """The weights that something about `parts` was measured with, and whether it holds for these."""
+    if model == own.model:
+        return f"weights {model}"
+    if own.measured(model, parts):
         named = ", ".join(part for part in parts if part in own.components)
-        return f"weights {report.model}, the same in what was measured ({named})"
-    return f"weights {report.model}, **not these weights: measure again**"
+        return f"weights {model}, the same in what was measured ({named})"
+    return f"weights {model}, **not these weights: measure again**"
 
 
 def _contents(weights: Weights) -> str:
@@ -332,8 +331,8 @@ def _report(name: str, report: FullReport, own: Manifest) -> str:
                 for code, counts in zip(CODES, report.confusion, strict=True)
             ],
         ),
-        *_validator_figures(report),
-        *_generator_figures(report),
+        *_validator_figures(report, own),
+        *_generator_figures(report, own),
     ]
     if report.data is not None:
         parts.append(f"Data: SHA-256 `{report.data}`.")
@@ -352,9 +351,10 @@ def _figures(report: FullReport) -> Iterator[tuple[str, float | None]]:
         yield f"baseline for comparison: {name}, accuracy", value
 
 
-def _validator_figures(report: FullReport) -> Iterator[str]:
+def _validator_figures(report: FullReport, own: Manifest) -> Iterator[str]:
+    parts = _MEASURED[report.what]
     if report.selective is not None:
-        yield f"Selective accuracy ({_of(report.selective)}):"
+        yield f"Selective accuracy ({_of(report.selective, own, parts)}):"
         yield _table(
             ["share of tiles answered", "confidence from", "accuracy"],
             [
@@ -363,7 +363,7 @@ def _validator_figures(report: FullReport) -> Iterator[str]:
             ],
         )
     if report.reliability is not None:
-        yield f"Reliability ({_of(report.reliability)}):"
+        yield f"Reliability ({_of(report.reliability, own, parts)}):"
         yield _table(
             ["confidence", "n", "mean confidence", "accuracy"],
             [
@@ -373,14 +373,14 @@ def _validator_figures(report: FullReport) -> Iterator[str]:
             ],
         )
     if report.stress is not None:
-        yield f"Under disturbance ({_of(report.stress)}):"
+        yield f"Under disturbance ({_of(report.stress, own, parts)}):"
         yield _table(
             ["disturbance", "accuracy"],
             [[name, _number(value)] for name, value in report.stress.accuracy.items()],
         )
     if report.outside is not None:
         yield (
-            f"Images that are no such tiles, against real tiles ({_of(report.outside)}); "
+            f"Images that are no such tiles, against real tiles ({_of(report.outside, own, parts)}); "
             f"{report.outside.refused:.2%} of the real tiles are refused:"
         )
         yield _table(
@@ -392,14 +392,16 @@ def _validator_figures(report: FullReport) -> Iterator[str]:
         )
 
 
-def _of(measured: Measured) -> str:
-    """Split, size, seed and weights of a further figure."""
+def _of(measured: Measured, own: Manifest, parts: Sequence[str]) -> str:
+    """Split, size, seed and weights of a further figure, which is about `parts` of them."""
     split = [f"split {measured.split}"] if measured.split else []
     seed = [f"seed {measured.seed}"] if measured.seed is not None else []
-    return ", ".join([*split, f"n = {measured.n:,}", *seed, f"weights {measured.model}"])
+    with_weights = _measured_with(measured.model, own, parts)
+    return ", ".join([*split, f"n = {measured.n:,}", *seed, with_weights])
 
 
-def _generator_figures(report: FullReport) -> Iterator[str]:
+def _generator_figures(report: FullReport, own: Manifest) -> Iterator[str]:
+    parts = (*TILE_PARTS, "judge" if report.per_class_judge is not None else "validator")
     if report.per_class_judge is not None:
         yield "As the judge names them:"
         yield _table(
@@ -410,7 +412,7 @@ def _generator_figures(report: FullReport) -> Iterator[str]:
             ],
         )
     for realism in report.realism or []:
-        yield f"Realism in the features of {realism.space} ({_of(realism)} tiles a set):"
+        yield f"Realism in the features of {realism.space} ({_of(realism, own, parts)} tiles a set):"
         yield _set_table(realism.generated, realism.real_vs_real)
         yield _table(
             ["tissue", "density", "coverage"],
@@ -424,7 +426,7 @@ def _generator_figures(report: FullReport) -> Iterator[str]:
         yield (
             f"Classification accuracy score: {t.architecture} trained for {t.steps:,} steps on "
             f"{t.trained_on:,} generated tiles alone reaches {t.synthetic:.4f}, on as many real tiles "
-            f"{t.real:.4f}, ratio {t.ratio:.4f} ({_of(t)})."
+            f"{t.real:.4f}, ratio {t.ratio:.4f} ({_of(t, own, parts)})."
         )
         yield _table(
             ["tissue", "recall, trained on generated", "recall, trained on real"],
@@ -447,13 +449,13 @@ def _generator_figures(report: FullReport) -> Iterator[str]:
                     _number(m.below),
                     _number(m.median_generated),
                     _number(m.median_real),
-                    f"{_of(m)}, {m.reference:,} real tiles",
+                    f"{_of(m, own, parts)}, {m.reference:,} real tiles",
                 ]
                 for m in report.memorisation
             ],
         )
     if report.structure is not None:
-        yield f"Structure, relative difference from real ({_of(report.structure)}):"
+        yield f"Structure, relative difference from real ({_of(report.structure, own, parts)}):"
         yield _table(
             ["tissue", "power spectrum", "real vs real", "orientation coherence", "real vs real"],
             [
@@ -471,13 +473,14 @@ def _generator_figures(report: FullReport) -> Iterator[str]:
         r = report.real_or_generated
         yield (
             f"A small network trained to tell generated from real tiles is right for {r.accuracy:.4f} of "
-            f"unseen tiles (0.5 would be perfect; real against real {r.real_vs_real:.4f}; {_of(r)})."
+            f"unseen tiles (0.5 would be perfect; real against real {r.real_vs_real:.4f}; "
+            f"{_of(r, own, parts)})."
         )
     if report.fidelity is not None:
         f = report.fidelity
         yield (
             "Attributes asked for in words against the same attributes measured in the tile, Spearman "
-            f"correlation within tissues, mean {f.mean:.4f} ({_of(f)}):"
+            f"correlation within tissues, mean {f.mean:.4f} ({_of(f, own, parts)}):"
         )
         yield _table(
             ["attribute", "generated", "real tiles with these words"],
@@ -545,7 +548,8 @@ def _detail(folder: Path, own: Manifest) -> Iterator[str]:
         report = DetailReport.model_validate(content)
         yield f"### Detail against held-out real tiles of 224 px (`{REPORTS}/{path.name}`)"
         yield (
-            f"n = {report.n:,}, seed {report.seed}, {_measured_with(report, own)}; {report.seconds:,.0f} s. "
+            f"n = {report.n:,}, seed {report.seed}, "
+            f"{_measured_with(report.model, own, _MEASURED[report.what])}; {report.seconds:,.0f} s. "
             "Beside the detailed tiles stand a Lanczos enlargement of the same thumbnails and the "
             "autoencoder alone; for KID and FID also two halves of the real tiles."
         )

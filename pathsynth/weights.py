@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from pathsynth.errors import WeightsError
 
 WEIGHTS_VARIABLE = "PATHSYNTH_WEIGHTS"
 MANIFEST = "manifest.json"
+TILE_PARTS: Final = ("layout", "lora/default", "contexts", "wordings")  # what first tiles come from
 _NOT_LISTED = {MANIFEST, "MODEL_CARD.md"}
 _EARLIER_KEPT = 12
 _LOADING_FAILED = (

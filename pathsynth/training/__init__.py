@@ -113,7 +113,7 @@ def start(
     elif kind in ("validator", "judge"):
         settings = read_config(config, ValidatorConfig)
         initial = settings.initial and out.absolute().parent / settings.initial
-        task = ValidatorTask(settings.model_copy(update={"initial": initial}))
+        task = ValidatorTask(settings.model_copy(update={"initial": initial}), progress=report)
     elif kind == "base":
         settings = read_config(config, BaseConfig)
         initial = settings.initial and out.absolute().parent / settings.initial

@@ -5,7 +5,8 @@ compared with val by its loss and by how real its tiles are.
 
 trains those that have no finished run in the folder RUNS, measures all of them, and writes a report and the
 model card into the weights folder. Without configurations these are the files of `configs/base-ablation`,
-each of which changes one thing of `reference.toml`.
+each of which changes one thing of `reference.toml`. Rows of other configurations that the report has already
+stay as they are, so a choice can be added without training the others again.
 """
 
 import argparse
@@ -134,6 +135,23 @@ def row(name: str, record: dict[str, Any], pipeline: LayoutPipeline, figures: li
     return [name, *cost, *(round(figure, 4) for figure in figures)]
 
 
+def with_earlier(table: Comparison, report: Path) -> Comparison:
+    """The table with those rows of the report as it was that are of other configurations, where it was
+    measured in the same way; in the order of `configurations`, others last.
+    """
+    try:
+        earlier = Comparison.model_validate_json(report.read_bytes())
+    except (OSError, ValueError):  # there is none that could be read
+        return table
+    rows = [*table.rows]
+    if (earlier.columns, earlier.note) == (table.columns, table.note):
+        measured = {row[0] for row in rows}
+        rows += [row for row in earlier.rows if row[0] not in measured]
+    order = {path.stem: place for place, path in enumerate(configurations())}
+    rows.sort(key=lambda row: order.get(str(row[0]), len(order)))
+    return table.model_copy(update={"rows": rows})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pathsynth.training.ablation", description=__doc__)
@@ -175,7 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             columns=[*cost, *bench.columns],
             rows=rows,
         )
-        save_report(weights.folder, REPORT, table)
+        before = weights.folder / "reports" / f"{REPORT}.json"
+        save_report(weights.folder, REPORT, with_earlier(table, before))
         write_manifest(weights.folder, {})
         write_model_card(weights.folder)
     except PathSynthError as error:

@@ -74,6 +74,24 @@ def test_each_choice_is_trained_once_and_becomes_a_row_of_the_card(tmp_path: Pat
     assert "| folded " in (weights / CARD).read_text(encoding="utf-8")
 
 
+def test_a_choice_measured_later_joins_the_rows_there_are(tmp_path: Path, weights: Path) -> None:
+    def measured(*files: str, per_class: str = "2") -> dict[Any, list[Any]]:
+        assert ablation.main([str(tmp_path / "runs"), *files, "--per-class", per_class]) == 0
+        return {row[0]: row for row in read_reports(weights)[1][ablation.REPORT].rows}
+
+    first, reference = config(tmp_path, "first", 2), config(tmp_path, "reference", 4)
+    before = measured(first)
+    both = measured(reference)
+    assert list(both) == ["reference", "first"]  # where it is in the list of those that ship, others last
+    assert both["first"] == before["first"]
+    shutil.rmtree(tmp_path / "runs" / "first")
+    config(tmp_path, "first", 6)
+    again = measured(first)
+    assert again["first"] != before["first"]
+    assert again["reference"] == both["reference"]
+    assert list(measured(first, per_class="3")) == ["first"]  # figures of other tiles do not stand beside it
+
+
 @pytest.mark.usefixtures("weights")
 def test_a_file_that_does_not_fit_is_said_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,7 +2,8 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from pathsynth import cli, data, probes, realism, robustness
 from pathsynth.attributes import ATTRIBUTES
 from pathsynth.data import Split, SplitName
-from pathsynth.errors import WeightsError
+from pathsynth.errors import RequestError, WeightsError
 from pathsynth.records import FullReport, Report
 from pathsynth.studio import Studio
 from pathsynth.tissues import CODES, TISSUES, Tissue
@@ -76,13 +77,18 @@ def untrained(seed: int) -> Validator:
 
 
 class Listing:
-    """Weights that say whether there is a judge."""
+    """Weights that say whether there is a judge, and what is new since the weights `before`."""
 
-    def __init__(self, judged: bool) -> None:
+    def __init__(self, judged: bool, new: Collection[str] = ()) -> None:
         self.judged = judged
+        self.new = {*new}
+        self.manifest = self
 
     def has(self, component: str) -> bool:
         return component == "judge" and self.judged
+
+    def measured(self, model: str, components: Collection[str]) -> bool:
+        return model == "abcdef012345" or (model == "before" and self.new.isdisjoint(components))
 
 
 @pytest.fixture
@@ -179,6 +185,53 @@ def test_without_a_judge_the_validator_takes_its_place_by_name(studio: Untrained
     ]
 
 
+def of_before(report: FullReport) -> FullReport:
+    """The report as the weights `before` would have measured it, with an accuracy of its own."""
+    assert report.transfer is not None
+    marked = report.transfer.model_copy(update={"synthetic": 0.123})
+    changed = report.model_copy(update={"transfer": marked, "accuracy": 0.456})
+    return FullReport.model_validate_json(changed.model_dump_json().replace("abcdef012345", "before"))
+
+
+@pytest.mark.parametrize(
+    ("judged", "new", "seed", "kept"),
+    [
+        (True, {"validator"}, 0, True),
+        (True, {"validator", "judge"}, 0, False),
+        (True, {"lora/default"}, 0, False),
+        (True, {"validator"}, 1, False),
+        (False, {"judge"}, 0, True),
+        (False, {"validator"}, 0, False),
+    ],
+)
+def test_only_what_a_change_has_no_part_in_is_kept_of_an_earlier_study(
+    studio: Untrained, judged: bool, new: set[str], seed: int, kept: bool
+) -> None:
+    studio.__dict__["weights"] = Listing(judged)
+    first = studio.study_generator(studio.first_tiles(10, 0))
+    studio.__dict__["weights"] = Listing(judged, new)
+    again = studio.study_generator(studio.first_tiles(10, seed), None, of_before(first))
+    expected = "before" if kept else studio.model
+    assert again.transfer is not None
+    assert (again.transfer.synthetic == 0.123) == kept
+    assert again.transfer.model == expected
+    assert [each.model for each in again.memorisation or []] == [expected, expected]
+    assert again.model == studio.model
+    assert again.accuracy != 0.456
+    assert (again.per_class_judge is None) == (not judged)
+
+
+def test_tiles_of_weights_that_make_the_same_ones_are_taken(studio: Untrained, tmp_path: Path) -> None:
+    path = tmp_path / "tiles.npz"
+    made = studio.first_tiles(3, 7)
+    replace(made, model="before").save(path)
+    studio.__dict__["weights"] = Listing(True, {"validator", "judge"})
+    assert studio.kept_tiles(path, 3, 7).model == studio.model
+    studio.__dict__["weights"] = Listing(True, {"layout"})
+    with pytest.raises(RequestError, match="tiles of weights before"):
+        studio.kept_tiles(path, 3, 7)
+
+
 def test_asking_for_a_judge_that_is_not_there_fails_before_the_work(studio: Untrained) -> None:
     studio.__dict__["weights"] = Listing(judged=False)
     del studio.__dict__["_judge"]
@@ -218,6 +271,17 @@ def test_the_command_keeps_tiles_writes_pictures_and_answers_the_full_report(
     code, out, _ = run(command, capsys)
     assert code == 0
     assert Report.model_validate(json.loads(out)).confusion == full.confusion
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(full.model_dump_json(), encoding="utf-8")
+    with monkeypatch.context() as nothing_measured:
+        nothing_measured.setattr(probes, "transfer", None)
+        code, out, _ = run([*command, "--full", "--earlier", str(earlier)], capsys)
+    assert code == 0
+    assert FullReport.model_validate(json.loads(out)).transfer == full.transfer
+    for wrong in (["--earlier", str(earlier)], ["--full", "--earlier", str(tiles)]):
+        code, out, _ = run([*command, *wrong], capsys)
+        assert code == 1
+        assert "--earlier" in json.loads(out)["error"]
     code, out, _ = run([*command, "--seed", "1"], capsys)
     assert code == 1
     assert "delete it or name another file" in json.loads(out)["error"]

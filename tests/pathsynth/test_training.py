@@ -36,7 +36,7 @@ from pathsynth.training.layout import (
     use_summed_weights,
 )
 from pathsynth.training.validator import ValidatorConfig, ValidatorTask, best_temperature, calibrate
-from pathsynth.validator import to_model_range
+from pathsynth.validator import Validator, to_model_range
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[2] / "pathsynth" / "training" / "configs"
@@ -733,6 +733,49 @@ def test_a_classifier_goes_on_from_a_saved_one(tmp_path: Path) -> None:
     for name, weight in saved.model.named_parameters():
         assert torch.equal(task.model.get_parameter(name), weight.half().float())
     assert all(weight.requires_grad for weight in task.model.parameters())
+
+
+def always(tissue: int) -> Validator:
+    """A classifier that is sure of one tissue whatever it sees."""
+    fixed = tiny.validator()
+    with torch.no_grad():
+        fixed.model.get_parameter("fc.weight").zero_()
+        fixed.model.get_parameter("fc.bias").zero_()[tissue] = 12
+    return fixed
+
+
+def test_what_the_network_gets_wrong_is_drawn_more_often_as_last_seen(tmp_path: Path) -> None:
+    always(2).save(tmp_path / "saved")
+    config = ValidatorConfig(
+        kind="validator",
+        architecture="resnet18",
+        initial=tmp_path / "saved",
+        focus=0.5,
+        label_smoothing=0,
+        optim=LINEAR,
+    )
+    heard: list[str] = []
+    train = tiny.split("train", 90)
+    task = ValidatorTask(
+        config, train, tiny.split("val", 9), lambda done, total, message: heard.append(message)
+    )
+    assert heard
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(tissue: int) -> tuple[float, float]:
+        """How often a tissue is in the half that is drawn by loss, and in the other."""
+        _, labels, where = task.batch(600, generator)
+        assert torch.equal(labels, torch.from_numpy(train.labels)[where])
+        by_loss, evenly = ((part == tissue).float().mean().item() for part in labels.split(300))
+        return by_loss, evenly
+
+    by_loss, evenly = drawn(2)
+    assert by_loss < 0.02 < 0.05 < evenly < 0.2
+    other = always(5).model
+    for _ in range(3):
+        task.loss(other, task.batch(600, generator), generator)
+    assert drawn(5)[0] < 0.02
+    assert drawn(2)[0] > 0.05
 
 
 # Augmentation
