@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
 from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder
-from pathsynth.texture import Matrix, correct
+from pathsynth.texture import Matrix, Variety, correct, vary
 from pathsynth.threads import on_one_thread
 from pathsynth.tissues import CODES, TISSUES, Tissue, named_tissue
 from pathsynth.validator import from_model_range
@@ -38,7 +38,7 @@ class Sampling(BaseModel):
     """How to sample with an adapter; stands beside it in `settings.json`. Guidance is applied at the times of
     its interval only, 1 being pure noise. With `stochastic`, each step goes all the way to data and comes
     back with fresh noise, as adapters that were trained against a rival need it. `texture` holds the
-    matrices of `pathsynth.texture` by the code of a tissue that has any.
+    matrices of `pathsynth.texture` by the code of a tissue that has any, `variety` its quantiles.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +48,7 @@ class Sampling(BaseModel):
     guidance_interval: tuple[Time, Time] = ALL_TIMES
     stochastic: bool = False
     texture: dict[str, list[list[list[float]]]] = Field(default_factory=dict)
+    variety: dict[str, Variety] = Field(default_factory=dict)
 
 
 class Generator:
@@ -69,11 +70,12 @@ class Generator:
         guidance_interval: tuple[float, float] = ALL_TIMES,
         wordings: Wordings | None = None,
         texture: Mapping[str, Sequence[Matrix]] | None = None,
+        variety: Mapping[str, Variety] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.steps, self.guidance, self.guidance_interval = steps, guidance, guidance_interval
         self._contexts = contexts
-        self._texture = texture or {}
+        self._texture, self._variety = texture or {}, variety or {}
         self._wordings = wordings
 
     @classmethod
@@ -119,6 +121,7 @@ class Generator:
             sampling.guidance_interval,
             wordings,
             sampling.texture,
+            sampling.variety,
         )
 
     def context_of(
@@ -145,7 +148,7 @@ class Generator:
         tissue: Tissue | None = None,
     ) -> npt.NDArray[np.uint8]:
         """One uint8 RGB tile (28, 28, 3) per seed, as (N, 28, 28, 3). `on_step` is called before each
-        denoising step; `tissue` says by whose matrices the texture is corrected.
+        denoising step; `tissue` says by whose matrices and quantiles the texture is corrected.
 
         Tiles are made one after the other and `on_one_thread`: matrix products round differently at different
         batch sizes, and on a CPU a batch is no faster (2.8 s a tile alone, 2.8 s in a batch of nine, measured
@@ -164,8 +167,12 @@ class Generator:
             for seed in seeds
         ]
         made = torch.cat(tiles)
-        matrices = None if tissue is None else self._texture.get(tissue.code)
-        return from_model_range(made if matrices is None else correct(made, matrices))
+        if tissue is not None:
+            if (matrices := self._texture.get(tissue.code)) is not None:
+                made = correct(made, matrices)
+            if (variety := self._variety.get(tissue.code)) is not None:
+                made = vary(made, variety)
+        return from_model_range(made)
 
 
 def load_sampling(adapter: Path) -> Sampling:

@@ -126,6 +126,10 @@ _TEXTURE = """\
 _TRAINED_THROUGH = """ The
   adapter was trained through a correction of this kind: rival, validator and spectrum saw corrected tiles."""
 
+_VARIED = """\
+- How strong the texture is at each frequency was also mapped, tile by tile, to the strength of the real tile
+  of the same rank: {}. What there is in a tile stays, fainter or bolder."""
+
 _PARTLY_CORRECTED = """\
 - Of the correction only a share is made where the whole would make the tissue harder to recognise: {}. The
   network gives such a tissue a texture that helps the validator to name it."""
@@ -222,6 +226,8 @@ def _limits(weights: Weights) -> Iterator[str]:
         yield _TEXTURE.format(", ".join(left) or "none", through)
         if partly:
             yield _PARTLY_CORRECTED.format(", ".join(partly))
+        if varied := texture.get("varied"):
+            yield _VARIED.format(", ".join(varied))
     if weights.has("outliers"):
         yield _OUTLIERS
     if weights.manifest.components.get("detail", {}).get("config", {}).get("rival_features"):

@@ -3,20 +3,50 @@
 A generator gives some tissues too much fine texture and others too little, in all of their tiles alike, and
 not quite in their colours. A 3 x 3 matrix for each frequency, the same for every tile of a tissue, corrects
 the mean power and how the colours go together. It is applied to the cosine transform (DCT-II) of a tile,
-which continues it mirrored beyond its border, so that no edge wraps around. `pathsynth.training.texture`
-finds the matrices.
+which continues it mirrored beyond its border, so that no edge wraps around.
+
+Where tiles of a tissue are too much alike in how strong their texture is, empty background foremost, no
+matrix helps. There a tile gets at each frequency the strength of the real tile that has its rank among real
+ones: what is flat gets flatter, what is dirty dirtier, and the order stays as it was (quantile mapping, as
+histogram matching does it with colours). `pathsynth.training.texture` finds matrices and quantiles.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict, model_validator
 from scipy.fft import dct
 from torch import nn
 
 Matrix = Sequence[Sequence[float]]
+FloatArray = npt.NDArray[np.float64]
+_LEAST_AMPLITUDE: Final = 1e-4
+_LARGEST_CHANGE: Final = 4.0
+
+
+class Variety(BaseModel):
+    """How the strength of texture varies within a tissue: quantiles of the logarithm of the amplitude at 1,
+    2, 3 ... cycles a tile, from the least to the most in equal steps, of tiles that are `made` and of `real`
+    ones, each (frequencies, quantiles).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    made: list[list[float]]
+    real: list[list[float]]
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> Self:
+        made, real = np.array(self.made), np.array(self.real)
+        if made.ndim != 2 or made.shape != real.shape or min(made.shape) < 2:
+            raise ValueError("wants as many quantiles of real as of made tiles, at two frequencies or more")
+        if (np.diff(made) < 0).any() or (np.diff(real) < 0).any():
+            raise ValueError("wants quantiles in rising order")
+        return self
 
 
 @lru_cache
@@ -31,10 +61,10 @@ def cosine_transform(tiles: torch.Tensor) -> torch.Tensor:
     return matrix @ tiles @ matrix.T
 
 
-def cycles(edge: int) -> npt.NDArray[np.float64]:
+def cycles(edge: int) -> FloatArray:
     """Radial frequency, in cycles a tile, of each coefficient (edge, edge); 0 of the mean."""
     along = np.arange(edge) / 2
-    frequency: npt.NDArray[np.float64] = np.hypot(along[:, np.newaxis], along)
+    frequency: FloatArray = np.hypot(along[:, np.newaxis], along)
     return frequency
 
 
@@ -60,6 +90,47 @@ def correct(tiles: torch.Tensor, matrices: Sequence[Matrix]) -> torch.Tensor:
     spectrum = torch.einsum("hwij,njhw->nihw", between(matrices, edge), cosine_transform(tiles))
     matrix = _transform(edge)
     return matrix.T @ spectrum @ matrix
+
+
+def rings(edge: int, count: int) -> npt.NDArray[np.int64]:
+    """To which of `count` frequencies each coefficient (edge, edge) belongs, from 0; -1 for the mean. Half a
+    cycle belongs to the first, what is beyond the last to that.
+    """
+    ring = np.clip(np.rint(cycles(edge)).astype(np.int64), 1, count) - 1
+    ring[0, 0] = -1
+    return ring
+
+
+def log_amplitudes(spectrum: torch.Tensor, count: int) -> FloatArray:
+    """Logarithm of the root mean square (N, count) at each of `count` frequencies of coefficients
+    (N, C, S, S).
+    """
+    power = spectrum.detach().double().square().mean(1).cpu().numpy()
+    ring = rings(power.shape[-1], count)
+    mean = np.stack([power[:, ring == i].mean(1) for i in range(count)], axis=1)
+    amplitudes: FloatArray = np.log(np.sqrt(mean) + _LEAST_AMPLITUDE)
+    return amplitudes
+
+
+def vary(tiles: torch.Tensor, variety: Variety) -> torch.Tensor:
+    """Float RGB tiles (N, 3, S, S) with the strength of real tiles of their rank at each frequency, at most
+    four times or a quarter of what it is. Mean colours stay. Neighbouring frequencies change alike.
+    """
+    made, real = np.array(variety.made), np.array(variety.real)
+    spectrum, count = cosine_transform(tiles), len(made)
+    found = log_amplitudes(spectrum, count)
+    changes = np.empty_like(found)
+    for i in range(count):
+        inside = found[:, i].clip(made[i, 0], made[i, -1])
+        changes[:, i] = np.interp(inside, made[i], real[i]) - inside
+    padded = np.pad(changes, ((0, 0), (1, 1)), mode="edge")
+    smooth = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
+    gains = np.exp(smooth).clip(1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
+    with_mean = np.pad(gains, ((0, 0), (0, 1)), constant_values=1.0)  # where a ring of -1 points to
+    ring = rings(tiles.shape[-1], count)
+    changed = spectrum * torch.from_numpy(with_mean[:, ring]).to(spectrum)[:, None]
+    matrix = _transform(tiles.shape[-1])
+    return matrix.T @ changed @ matrix
 
 
 class TextureCorrection(nn.Module):

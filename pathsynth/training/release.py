@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -102,7 +102,8 @@ def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run / "lora" / LORA_FILE, target / LORA_FILE)
     (target / SETTINGS_FILE).write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
-    noted: dict[str, Any] = {"sampling": sampling.model_copy(update={"texture": {}}).model_dump(mode="json")}
+    plain = sampling.model_copy(update={"texture": {}, "variety": {}})
+    noted: dict[str, Any] = {"sampling": plain.model_dump(mode="json")}
     if sampling.texture:
         noted["texture"] = {"of": list(sampling.texture)}
     write_manifest(weights, {f"lora/{name}": record | noted})
@@ -165,22 +166,28 @@ def add_near_copies(weights: Path) -> None:
     write_manifest(weights, {"near-copies": how})
 
 
-def add_texture(weights: Path, per_tissue: int, strengths: Mapping[str, float], say: Say) -> None:
+def add_texture(
+    weights: Path, per_tissue: int, strengths: Mapping[str, float], varied: Collection[str], say: Say
+) -> None:
     """Correct the texture by how `per_tissue` first tiles of each tissue differ from those of PathMNIST
-    train, wholly or by the share in `strengths`, by the code of a tissue. The wordings that a request may
-    draw have their turn one after the other.
+    train, wholly or by the share in `strengths`, by the code of a tissue; for the tissues whose codes are in
+    `varied`, by how it differs from tile to tile as well. The wordings that a request may draw have their
+    turn one after the other.
 
     Raises:
         DataError: PathMNIST is not there.
     """
     from pathsynth.generator import WORDINGS_FILE, Generator, load_wordings
     from pathsynth.text import TextEncoder
-    from pathsynth.training.texture import fit_texture
+    from pathsynth.texture import Variety, correct
+    from pathsynth.training.texture import fit_texture, fit_variety
+    from pathsynth.validator import from_model_range, to_model_range
 
     known = Weights(weights)
     wordings = load_wordings(known.path(WORDINGS_FILE)) if known.has("wordings") else {}
     generator, encoder, train = Generator.load(known), TextEncoder(), load_split("train")
-    texture = {}
+    texture: dict[str, list[list[list[float]]]] = {}
+    variety: dict[str, Variety] = {}
     for tissue in TISSUES:
         say(f"Fitting the texture: {tissue.label}")
         made, asked = [], wordings.get(tissue.code, [tissue.label])
@@ -188,14 +195,18 @@ def add_texture(weights: Path, per_tissue: int, strengths: Mapping[str, float], 
             seed = TEXTURE_SEED + tissue.index * per_tissue + i
             context = generator.context_of(tissue, asked[i % len(asked)], lambda: encoder, seed)
             made.append(generator.propose(context, [seed])[0])  # as no tissue is named, uncorrected
-        real = train.images[train.labels == tissue.index]
-        fitted = fit_texture(np.stack(made), real, strengths.get(tissue.code, 1.0))
+        tiles, real = np.stack(made), train.images[train.labels == tissue.index]
+        fitted = fit_texture(tiles, real, strengths.get(tissue.code, 1.0))
         if fitted is None:
-            say(f"{tissue.label}: more than a gain can mend; it stays as it is")
+            say(f"{tissue.label}: more than a gain can mend; no matrices")
         else:
             texture[tissue.code] = fitted
+        if tissue.code in varied:
+            if fitted is not None:
+                tiles = from_model_range(correct(to_model_range(tiles), fitted))
+            variety[tissue.code] = fit_variety(tiles, real)
     adapter = known.path("lora/default")
-    sampling = load_sampling(adapter).model_copy(update={"texture": texture})
+    sampling = load_sampling(adapter).model_copy(update={"texture": texture, "variety": variety})
     (adapter / SETTINGS_FILE).write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
     record = read_manifest(weights).components["lora/default"]
     how = {
@@ -204,6 +215,7 @@ def add_texture(weights: Path, per_tissue: int, strengths: Mapping[str, float], 
         "train": train.sha256,
         "of": list(texture),
         "strengths": dict(strengths),
+        "varied": list(variety),
     }
     write_manifest(weights, {"lora/default": record | {"texture": how}})
 
@@ -314,6 +326,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="CODE=SHARE",
         help="make that share of the correction of a tissue, which fine texture is recognised by",
     )
+    parser.add_argument(
+        "--texture-variety",
+        choices=CODES,
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="with --texture: also let the texture of that tissue differ from tile to tile as in real ones",
+    )
     parser.add_argument("--only-copy", action="store_true", help="copy the models and measure nothing")
     return parser.parse_args(arguments)
 
@@ -358,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.wordings:
             add_wordings(weights)
         if asked.texture:
-            add_texture(weights, asked.texture, dict(asked.texture_strength), say)
+            add_texture(weights, asked.texture, dict(asked.texture_strength), asked.texture_variety, say)
         if asked.near_copies:
             say("Indexing the training tiles")
             add_near_copies(weights)

@@ -1,4 +1,6 @@
-"""Finds the matrices of `pathsynth.texture`, which give generated tiles the texture of real ones."""
+"""Finds the matrices and the quantiles of `pathsynth.texture`, which give generated tiles the texture of real
+ones.
+"""
 
 from typing import Final
 
@@ -6,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pathsynth.realism import radial_spectrum
-from pathsynth.texture import correct, cosine_transform, cycles
+from pathsynth.texture import Variety, correct, cosine_transform, cycles, log_amplitudes
 from pathsynth.validator import from_model_range, to_model_range
 
 SMALLEST_GAIN: Final = 0.7
@@ -15,6 +17,7 @@ _SMALLEST_OF_COLOUR: Final = 0.6
 _LARGEST_OF_COLOUR: Final = 1.7
 _LEAST_POWER: Final = 1e-9
 _ROUNDS: Final = 3
+_QUANTILES: Final = 21
 Tiles = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
 
@@ -45,6 +48,22 @@ def fit_texture(generated: Tiles, real: Tiles, strength: float = 1.0) -> list[li
     partly = np.eye(3) + strength * (_smooth(matrices) - np.eye(3))
     result: list[list[list[float]]] = partly.round(4).tolist()
     return result
+
+
+def fit_variety(generated: Tiles, real: Tiles) -> Variety:
+    """Quantiles of the strengths of generated RGB tiles (N, S, S, 3) at 1 to S / 2 cycles a tile, as they are
+    after the matrices where there are any, beside those of real ones (M, S, S, 3).
+    """
+    shares = np.linspace(0, 1, _QUANTILES)
+
+    def quantiles(tiles: Tiles) -> list[list[float]]:
+        spectrum = cosine_transform(to_model_range(tiles))
+        found: list[list[float]] = (
+            np.quantile(log_amplitudes(spectrum, tiles.shape[1] // 2), shares, axis=0).T.round(4).tolist()
+        )
+        return found
+
+    return Variety(made=quantiles(generated), real=quantiles(real))
 
 
 def _smooth(matrices: FloatArray) -> FloatArray:

@@ -73,6 +73,7 @@ def test_copied_runs_are_weights_that_say_how_they_were_trained(
         "guidance_interval": [0.1, 0.9],
         "stochastic": False,
         "texture": {},
+        "variety": {},
     }
     assert weights.manifest.components["layout"]["result"] == {"step": 3}
     assert not (target / "reports").exists()
@@ -117,6 +118,7 @@ def test_an_adapter_trained_for_its_own_steps_is_sampled_in_them(
         "guidance_interval": [0.0, 1.0],
         "stochastic": True,
         "texture": {},
+        "variety": {},
     }
 
 
@@ -160,7 +162,8 @@ def test_the_texture_is_fitted_and_noted(
     before = Weights(target).manifest
     monkeypatch.setattr("pathsynth.training.texture.SMALLEST_GAIN", 0.0)
     monkeypatch.setattr("pathsynth.training.texture.LARGEST_GAIN", 100.0)
-    asked = [str(target), "--texture", "2", "--texture-strength", "STR=0", "--only-copy"]
+    how = ["--texture-strength", "STR=0", "--texture-variety", "BACK", "--texture-variety", "DEB"]
+    asked = [str(target), "--texture", "2", *how, "--only-copy"]
     assert release.main(asked) == 0
     after = Weights(target).manifest
     noted = after.components["lora/default"]
@@ -175,7 +178,9 @@ def test_the_texture_is_fitted_and_noted(
     }
     assert unchanged == {"STR"} & set(settings["texture"])
     assert noted["result"] == before.components["lora/default"]["result"]
-    assert settings | {"texture": {}} == noted["sampling"]
+    assert noted["texture"]["varied"] == list(settings["variety"]) == ["BACK", "DEB"]
+    assert all(len(each["made"]) == 14 for each in settings["variety"].values())
+    assert settings | {"texture": {}, "variety": {}} == noted["sampling"]
 
 
 def test_an_unfinished_run_is_refused(

@@ -1,14 +1,17 @@
 """The correction of texture: what it does to a tile, and how it is found."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pathsynth.realism import radial_spectrum
-from pathsynth.texture import TextureCorrection, correct, cycles
+from pathsynth.texture import TextureCorrection, Variety, correct, cycles, vary
 from pathsynth.tissues import TISSUES
-from pathsynth.training.texture import covariances, fit_texture
+from pathsynth.training.texture import covariances, fit_texture, fit_variety
 from pathsynth.validator import from_model_range, to_model_range
 from tests import tiny
 
@@ -89,6 +92,71 @@ def test_a_share_of_the_correction_changes_that_much_less() -> None:
 @pytest.mark.parametrize("strength", [10, 50])
 def test_tiles_that_are_too_far_from_real_ones_stay_as_they_are(strength: float) -> None:
     assert fit_texture(noise(1, (strength,) * 3), noise(0, (26, 26, 26))) is None
+
+
+def smudged(seed: int, least: float, most: float, count: int = 300) -> npt.NDArray[np.uint8]:
+    """Tiles (count, 28, 28, 3) of white noise, whose strength differs from tile to tile."""
+    random = np.random.default_rng(seed)
+    strengths = np.exp(random.uniform(np.log(least), np.log(most), (count, 1, 1, 1)))
+    values = 150 + strengths * random.normal(0, 1, (count, 28, 28, 3))
+    rounded: npt.NDArray[np.uint8] = values.round().clip(0, 255).astype(np.uint8)
+    return rounded
+
+
+def test_tiles_get_the_strength_of_the_real_tile_of_their_rank() -> None:
+    real, made, fresh = smudged(0, 2, 30), smudged(1, 6, 12), smudged(2, 6, 12)
+    variety = fit_variety(made, real)
+    assert np.array(variety.made).shape == np.array(variety.real).shape == (14, 21)
+    varied = from_model_range(vary(to_model_range(fresh), variety))
+
+    def strengths(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        deviations: npt.NDArray[np.float64] = tiles.astype(np.float64).std(axis=(1, 2)).mean(axis=1)
+        return deviations
+
+    wanted, before, after = (np.quantile(strengths(t), (0.1, 0.5, 0.9)) for t in (real, fresh, varied))
+    assert np.abs(before / wanted - 1)[[0, 2]].min() > 0.5
+    assert after == pytest.approx(wanted, rel=0.2)
+    ranks = [np.argsort(np.argsort(strengths(tiles))) for tiles in (fresh, varied)]
+    assert np.corrcoef(ranks[0], ranks[1])[0, 1] > 0.95
+    means = [tiles.astype(np.float64).mean(axis=(1, 2)) for tiles in (fresh, varied)]
+    assert means[1] == pytest.approx(means[0], abs=1.5)
+
+
+def test_tiles_that_vary_as_real_ones_do_stay_nearly_as_they_are() -> None:
+    tiles = smudged(0, 4, 20)
+    varied = from_model_range(vary(to_model_range(tiles), fit_variety(tiles, tiles)))
+    assert np.abs(varied.astype(int) - tiles).max() <= 1
+
+
+def test_no_tile_changes_by_more_than_four_times() -> None:
+    faint = to_model_range(smudged(1, 4, 5))
+    variety = fit_variety(smudged(0, 4, 5), smudged(2, 40, 50))
+    gain = (vary(faint, variety) - faint.mean((2, 3), keepdim=True)).std() / (
+        faint - faint.mean((2, 3), keepdim=True)
+    ).std()
+    assert float(gain) == pytest.approx(4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("made", "real"),
+    [([[0, 1]], [[0, 1]]), ([[0, 1], [0, 1]], [[0, 1]]), ([[0, 1], [1, 0]], [[0, 1], [0, 1]]), ([0], [0])],
+)
+def test_quantiles_that_are_none_are_refused(made: Any, real: Any) -> None:
+    with pytest.raises(ValidationError):
+        Variety(made=made, real=real)
+
+
+def test_a_generator_varies_the_texture_of_the_tissue_alone() -> None:
+    generator = tiny.generator()
+    plain = generator.propose(tiny.contexts(1), [1], tissue=TISSUES[0])
+    at = [[-9.0, 9.0]] * 14
+    generator._variety = {TISSUES[0].code: Variety(made=at, real=[[-10.0, 8.0]] * 14)}
+    fainter, other, unnamed = (
+        generator.propose(tiny.contexts(1), [1], tissue=tissue) for tissue in (TISSUES[0], TISSUES[1], None)
+    )
+    assert np.array_equal(other, plain)
+    assert np.array_equal(unnamed, plain)
+    assert fainter.astype(float).std(axis=(1, 2)).mean() < 0.5 * plain.astype(float).std(axis=(1, 2)).mean()
 
 
 def test_a_generator_corrects_the_texture_of_the_tissue_alone() -> None:
