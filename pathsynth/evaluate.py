@@ -195,7 +195,7 @@ def evaluate_validator(
         further = {
             "baselines": baseline_accuracies(train, split, seed, progress),
             "outside": outside(validator, split, seed, model, progress),
-            "stress": stress(validator, split, named, model, progress),
+            "stress": stress(validator, split, named, seed, model, progress),
         }
     return FullReport.model_validate(
         _figures(labels, named)

@@ -166,12 +166,25 @@ class ByBrightness:
 
 def test_stress_is_the_accuracy_on_the_disturbed_tiles() -> None:
     split = Split("val", plain([(110, 110, 110), (50, 50, 50)]), np.array([0, 1]))
-    found = stress(ByBrightness(), split, np.array([0, 0]), "abc")
+    found = stress(ByBrightness(), split, np.array([0, 0]), 3, "abc")
     assert found.accuracy["unchanged"] == 0.5  # what it was told, not what it would find
     assert found.accuracy["brightness x 0.8"] == 0.5
     assert found.accuracy["brightness x 1.2"] == 1
     assert (found.n, found.split, found.model) == (2, "val", "abc")
     assert found.accuracy.keys() == {"unchanged", *DISTURBANCES}
+
+
+def test_stress_of_a_large_split_is_of_tiles_drawn_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robustness, "STRESSED_TILES", 4)
+    colours = [(110, 110, 110), (200, 200, 200), (50, 50, 50)] * 4
+    split = Split("val", plain(colours), np.array([0, 0, 1] * 4))
+    wrong = np.full(12, 8)
+    found = [stress(ByBrightness(), split, wrong, seed, "abc") for seed in (0, 0, 1, 2, 3)]
+    assert [each.n for each in found] == [4] * 5
+    assert found[0] == found[1]
+    assert found[0].seed == 0
+    assert all(each.accuracy["unchanged"] == 0 and each.accuracy["brightness x 1.2"] == 1 for each in found)
+    assert len({each.accuracy["brightness x 0.8"] for each in found}) > 1
 
 
 def test_shuffled_patches_keep_every_pixel_and_move_whole_patches() -> None:
