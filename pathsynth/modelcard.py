@@ -418,7 +418,7 @@ def _generator_figures(report: FullReport, own: Manifest) -> Iterator[str]:
             ],
         )
     for realism in report.realism or []:
-        yield f"Realism in the features of {realism.space} ({_of(realism, own, parts)} tiles a set):"
+        yield f"Realism in the features of {realism.space} ({_of(realism, own, parts)}; as many in each set):"
         yield _set_table(realism.generated, realism.real_vs_real)
         yield _table(
             ["tissue", "density", "coverage"],
