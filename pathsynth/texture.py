@@ -57,7 +57,7 @@ def _transform(edge: int) -> torch.Tensor:
 
 def cosine_transform(tiles: torch.Tensor) -> torch.Tensor:
     """Coefficients (N, C, S, S) of float tiles (N, C, S, S)."""
-    matrix = _transform(tiles.shape[-1])
+    matrix = _transform(tiles.shape[-1]).to(tiles)
     return matrix @ tiles @ matrix.T
 
 
@@ -129,27 +129,39 @@ def vary(tiles: torch.Tensor, variety: Variety) -> torch.Tensor:
     with_mean = np.pad(gains, ((0, 0), (0, 1)), constant_values=1.0)  # where a ring of -1 points to
     ring = rings(tiles.shape[-1], count)
     changed = spectrum * torch.from_numpy(with_mean[:, ring]).to(spectrum)[:, None]
-    matrix = _transform(tiles.shape[-1])
+    matrix = _transform(tiles.shape[-1]).to(tiles)
     return matrix.T @ changed @ matrix
 
 
 class TextureCorrection(nn.Module):
     """Corrects tiles of several tissues at once, on the device it is moved to; gradients pass.
 
-    `matrices` are those of `correct` for each tissue in turn, None where tiles stay as they are.
+    `matrices` are those of `correct` for each tissue in turn, `varieties` those of `vary`; None where tiles
+    stay as they are.
     """
 
     matrices: torch.Tensor
     transform: torch.Tensor
 
-    def __init__(self, matrices: Sequence[Sequence[Matrix] | None], edge: int) -> None:
+    def __init__(
+        self,
+        matrices: Sequence[Sequence[Matrix] | None],
+        varieties: Sequence[Variety | None],
+        edge: int,
+    ) -> None:
         super().__init__()
         unchanged = [np.eye(3).tolist()]
         self.register_buffer("matrices", torch.stack([between(each or unchanged, edge) for each in matrices]))
         self.register_buffer("transform", _transform(edge))
+        self._varieties = {i: each for i, each in enumerate(varieties) if each is not None}
 
     def forward(self, tiles: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:
         """Float RGB tiles (N, 3, S, S) of tissues (N,), corrected."""
         spectrum = self.transform @ tiles @ self.transform.T
         changed = torch.einsum("nhwij,njhw->nihw", self.matrices[tissues], spectrum)
-        return self.transform.T @ changed @ self.transform
+        corrected = self.transform.T @ changed @ self.transform
+        for tissue, variety in self._varieties.items():
+            own = torch.nonzero(tissues == tissue)[:, 0]
+            if len(own):
+                corrected = corrected.index_put((own,), vary(corrected[own], variety))
+        return corrected

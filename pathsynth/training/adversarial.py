@@ -216,14 +216,17 @@ class AdversarialLoraTask(LoraTask):
         self._prompts = self.captions([tissue.prompt for tissue in TISSUES])
         self._texture: TextureCorrection | None = None
         if how.texture is not None:
-            matrices = load_sampling(how.texture).texture
-            if not matrices:
+            known = load_sampling(how.texture)
+            if not known.texture and not known.variety:
                 raise TrainingError(
                     f"The adapter in {how.texture} has no correction of texture; give the folder of one that "
                     "has, or leave `texture` out."
                 )
-            edge = self.train.images.shape[1]
-            self._texture = TextureCorrection([matrices.get(tissue.code) for tissue in TISSUES], edge)
+            self._texture = TextureCorrection(
+                [known.texture.get(tissue.code) for tissue in TISSUES],
+                [known.variety.get(tissue.code) for tissue in TISSUES],
+                self.train.images.shape[1],
+            )
         self._contest = Contest(self.rival, how.rival_from)
 
     def _textured(self, tiles: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:

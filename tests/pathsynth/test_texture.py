@@ -49,7 +49,7 @@ def test_a_wave_goes_through_the_matrix_of_its_frequency_and_the_mean_stays() ->
 
 def test_tiles_of_several_tissues_are_corrected_at_once_and_gradients_pass() -> None:
     red, weaker = matrices(_5=TWICE_RED, _6=TWICE_RED), matrices(_9=0.5 * SAME)
-    correction = TextureCorrection([red, None, weaker], 28)
+    correction = TextureCorrection([red, None, weaker], [None] * 3, 28)
     tiles = (torch.rand(4, 3, 28, 28) * 2 - 1).requires_grad_(True)
     made = correction(tiles, torch.tensor([2, 1, 0, 2]))
     assert torch.allclose(made[1], tiles[1], atol=1e-5)
@@ -135,6 +135,21 @@ def test_no_tile_changes_by_more_than_four_times() -> None:
         faint - faint.mean((2, 3), keepdim=True)
     ).std()
     assert float(gain) == pytest.approx(4, rel=0.01)
+
+
+def test_several_tissues_vary_at_once_each_as_it_does_alone_and_gradients_pass() -> None:
+    tiles = to_model_range(smudged(1, 6, 12, 3)).requires_grad_(True)
+    weaker = [(0.5 * SAME).tolist()] * 14
+    variety = fit_variety(smudged(1, 6, 12), smudged(0, 2, 30))
+    varied = TextureCorrection([None, weaker, None], [variety, None, None], 28)(
+        tiles, torch.tensor([2, 0, 1])
+    )
+    assert torch.allclose(varied[0], tiles[0], atol=1e-5)
+    assert torch.allclose(varied[1], vary(tiles[1:2], variety)[0], atol=1e-5)
+    assert torch.allclose(varied[2], correct(tiles[2:], weaker)[0], atol=1e-5)
+    varied.square().sum().backward()
+    assert tiles.grad is not None
+    assert tiles.grad.abs().amin(dim=(1, 2, 3)).gt(0).all()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathsynth.errors import TrainingError, WeightsError
 from pathsynth.generator import SETTINGS_FILE, Sampling
 from pathsynth.layout import LORA_FILE
 from pathsynth.text import CONTEXT_WIDTH, TextEncoder
+from pathsynth.texture import Variety
 from pathsynth.tissues import TISSUES
 from pathsynth.training.adversarial import (
     AdversarialLoraTask,
@@ -316,6 +317,17 @@ def test_what_is_clipped_before_the_correction_still_gets_a_gradient(
     used.square().sum().backward()
     assert made.grad is not None
     assert (made.grad != 0).float().mean() > 0.99
+
+
+def test_tiles_are_judged_as_they_are_after_their_variety(encoder: TextEncoder, tmp_path: Path) -> None:
+    fainter = Variety(made=[[-9.0, 9.0]] * 14, real=[[-9.7, 8.3]] * 14)
+    sampling = Sampling(steps=4, guidance=1.0, variety={TISSUES[0].code: fainter})
+    (tmp_path / SETTINGS_FILE).write_text(sampling.model_dump_json())
+    task = task_of(encoder, adversarial=AdversarialConfig(rival_width=4, texture=tmp_path))
+    made = 0.1 * torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    used = task._as_used(made, torch.tensor([0, 8]))
+    before, after = (task.pipeline.restore(each).std(dim=(2, 3)).mean(1) for each in (made, used))
+    assert (after / before).tolist() == pytest.approx([math.exp(-0.7), 1], rel=0.02)
 
 
 def test_an_adapter_that_corrects_no_texture_is_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None:
