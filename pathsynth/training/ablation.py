@@ -6,7 +6,8 @@ compared with val by its loss and by how real its tiles are.
 trains those that have no finished run in the folder RUNS, measures all of them, and writes a report and the
 model card into the weights folder. Without configurations these are the files of `configs/base-ablation`,
 each of which changes one thing of `reference.toml`. Rows of other configurations that the report has already
-stay as they are, so a choice can be added without training the others again.
+stay as they are, so a choice can be added without training the others again; on another processor with
+`--minutes` in which the reference sees as many tiles, and a `--remark` that says so.
 """
 
 import argparse
@@ -135,21 +136,25 @@ def row(name: str, record: dict[str, Any], pipeline: LayoutPipeline, figures: li
     return [name, *cost, *(round(figure, 4) for figure in figures)]
 
 
-def with_earlier(table: Comparison, report: Path) -> Comparison:
+def with_earlier(table: Comparison, report: Path, remark: str = "") -> Comparison:
     """The table with those rows of the report as it was that are of other configurations, where it was
-    measured in the same way; in the order of `configurations`, others last.
+    measured in the same way; in the order of `configurations`, others last. Its note ends with the remarks,
+    earlier ones first.
     """
+    rows, note = [*table.rows], table.note
     try:
         earlier = Comparison.model_validate_json(report.read_bytes())
     except (OSError, ValueError):  # there is none that could be read
-        return table
-    rows = [*table.rows]
-    if (earlier.columns, earlier.note) == (table.columns, table.note):
+        earlier = table
+    if earlier.columns == table.columns and earlier.note.startswith(table.note):
         measured = {row[0] for row in rows}
-        rows += [row for row in earlier.rows if row[0] not in measured]
-    order = {path.stem: place for place, path in enumerate(configurations())}
-    rows.sort(key=lambda row: order.get(str(row[0]), len(order)))
-    return table.model_copy(update={"rows": rows})
+        if kept := [row for row in earlier.rows if row[0] not in measured]:
+            order = {path.stem: place for place, path in enumerate(configurations())}
+            rows = sorted(rows + kept, key=lambda row: order.get(str(row[0]), len(order)))
+            note = earlier.note
+    if remark and remark not in note:
+        note += f" {remark}"
+    return table.model_copy(update={"rows": rows, "note": note})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("configs", type=Path, nargs="*", help="configurations; default: those that ship")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of each")
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="tiles of each tissue")
+    parser.add_argument("--remark", default="", help="a sentence for the note, as of another processor")
     parser.add_argument("--train-only", action="store_true", help="leave measuring to a later call")
     asked = parser.parse_args(arguments)
 
@@ -194,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows=rows,
         )
         before = weights.folder / "reports" / f"{REPORT}.json"
-        save_report(weights.folder, REPORT, with_earlier(table, before))
+        save_report(weights.folder, REPORT, with_earlier(table, before, asked.remark))
         write_manifest(weights.folder, {})
         write_model_card(weights.folder)
     except PathSynthError as error:

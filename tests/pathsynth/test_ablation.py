@@ -92,6 +92,22 @@ def test_a_choice_measured_later_joins_the_rows_there_are(tmp_path: Path, weight
     assert list(measured(first, per_class="3")) == ["first"]  # figures of other tiles do not stand beside it
 
 
+def test_a_remark_ends_the_note_as_long_as_a_row_stands_that_it_may_be_about(
+    tmp_path: Path, weights: Path
+) -> None:
+    def note(name: str, *options: str) -> str:
+        path = config(tmp_path, name, 2)
+        assert ablation.main([str(tmp_path / "runs"), path, "--per-class", "2", *options]) == 0
+        return read_reports(weights)[1][ablation.REPORT].note
+
+    plain = note("first")
+    remarked = f"{plain} Half as fast."
+    assert note("second", "--remark", "Half as fast.") == remarked
+    assert note("first", "--remark", "Half as fast.") == remarked
+    assert note("first") == remarked
+    assert note("first", "--per-class", "3") == plain.replace(" 18 tiles", " 27 tiles")
+
+
 @pytest.mark.usefixtures("weights")
 def test_a_file_that_does_not_fit_is_said_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
