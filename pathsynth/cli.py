@@ -256,7 +256,7 @@ def generate(
     if out is not None:
         _make_folder(out)
     studio = _studio() if base is None else Studio(base=base, lora=lora)
-    with _progress("Loading the models") as show:
+    with _progress("Generating") as show:
         kept, tried = 0, 0
 
         def on_attempt(attempt: AttemptRecord, _: int) -> None:
@@ -319,7 +319,7 @@ def variations(
     if out is not None:
         _make_folder(out)
     studio = _studio()
-    with _progress("Loading the models") as show:
+    with _progress("Varying") as show:
         show(0, count, "Adding detail")
         made = studio.variations(image_id, count)
     files = _copies(studio, made, out)
@@ -367,7 +367,7 @@ def classify(
         _make_folder(explain)
     studio = _studio()
     answers: list[dict[str, Any]] = []
-    with _progress("Loading the models") as show:
+    with _progress("Classifying") as show:
         validator = None if explain is None else _validator()
         for done, path in enumerate(images):
             show(done, len(images), path.name)
@@ -438,7 +438,7 @@ def evaluate_validator(
         raise typer.BadParameter("--full is of the validator; leave it out with --judge.")
     if plots is not None:
         _make_folder(plots)
-    with _progress("Loading the judge" if judge else "Loading the validator") as show:
+    with _progress("Measuring the judge" if judge else "Measuring the validator") as show:
         studio = _studio()
         if judge:
             report: Report = studio.evaluate_judge(split.value, show)
@@ -483,14 +483,14 @@ def evaluate_generator(
         raise RequestError("--earlier belongs to --full; give both or neither.")
     known = None if earlier is None else _read_report(earlier)
     if not full and tiles is None and plots is None:
-        with _progress("Loading the models") as show:
+        with _progress("Measuring first tiles") as show:
             report = _studio().evaluate_generator(per_class, seed, show, judge=judge)
         _print_report(report, as_json)
         return
     for folder in (plots, tiles and tiles.parent):
         if folder is not None:
             _make_folder(folder)
-    with _progress("Loading the models") as show:
+    with _progress("Measuring first tiles") as show:
         studio = _studio()
         if tiles is not None and tiles.exists():
             made = studio.kept_tiles(tiles, per_class, seed)
@@ -526,7 +526,7 @@ def evaluate_loop(
     """Measure what the loop accepted, as the independent judge names it."""
     if plots is not None:
         _make_folder(plots)
-    with _progress("Loading the models") as show:
+    with _progress("Measuring the loop") as show:
         report = _studio().evaluate_loop(per_class, seed, show)
     _print_report(report, as_json)
     _write_plots(report, plots)
@@ -551,7 +551,7 @@ def evaluate_detail(
     """Measure the detail model against held-out real tiles (folder in PATHSYNTH_HIRES)."""
     if sheets is not None:
         _make_folder(sheets)
-    with _progress("Loading the models") as show:
+    with _progress("Measuring the detail") as show:
         studio = _studio()
         made = None if tiles is None else studio.kept_tiles(tiles, per_class, seed)
         report = studio.evaluate_detail(most, per_class, seed, made, sheets, show)
