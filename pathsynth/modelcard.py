@@ -105,10 +105,9 @@ _DETAIL_SAW = """\
 - The detail model learnt to keep near real tiles in features of EfficientNet-Lite0, and, in those of
   EfficientNet-Lite2, against a rival and to be spread as real tiles are. KID and FID of the detail
   in features of Lite0 are therefore not those of a network that had no part in training.
-- Those in features of the validator, which saw 28 px alone in training, depend on which validator it is: the
-  same detail network has a FID of 38 with the validator of weights c2a8e578707c and of 489 with that of
-  73d14e80d727, a Lanczos enlargement 1,930 and 333; its KID is 0.10 and 7.4, of the enlargement 504 and 68.
-  Only figures of one validator can be compared."""
+- Those in features of the validator, which saw 28 px alone in training, depend on which validator it is: with
+  another one, the FID of the same detail network went from below to above that of a Lanczos enlargement. Only
+  figures of one validator can be compared."""
 
 _WITHOUT_DETAIL = """\
 - A tile has 28 px an edge, about 4 um a pixel: single nuclei and mitoses cannot be judged in it. Enlarging

@@ -61,6 +61,12 @@ def cosine_transform(tiles: torch.Tensor) -> torch.Tensor:
     return matrix @ tiles @ matrix.T
 
 
+def _inverse(spectrum: torch.Tensor) -> torch.Tensor:
+    """Float tiles (N, C, S, S) of coefficients (N, C, S, S)."""
+    matrix = _transform(spectrum.shape[-1]).to(spectrum)
+    return matrix.T @ spectrum @ matrix
+
+
 def cycles(edge: int) -> FloatArray:
     """Radial frequency, in cycles a tile, of each coefficient (edge, edge); 0 of the mean."""
     along = np.arange(edge) / 2
@@ -86,10 +92,8 @@ def correct(tiles: torch.Tensor, matrices: Sequence[Matrix]) -> torch.Tensor:
     """Float RGB tiles (N, 3, S, S) whose colours at 1, 2, 3 ... cycles a tile went through `matrices` (3 x 3
     each). Mean colours stay.
     """
-    edge = tiles.shape[-1]
-    spectrum = torch.einsum("hwij,njhw->nihw", between(matrices, edge), cosine_transform(tiles))
-    matrix = _transform(edge)
-    return matrix.T @ spectrum @ matrix
+    mixed = between(matrices, tiles.shape[-1])
+    return _inverse(torch.einsum("hwij,njhw->nihw", mixed, cosine_transform(tiles)))
 
 
 def rings(edge: int, count: int) -> npt.NDArray[np.int64]:
@@ -128,9 +132,7 @@ def vary(tiles: torch.Tensor, variety: Variety) -> torch.Tensor:
     gains = np.exp(smooth).clip(1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
     with_mean = np.pad(gains, ((0, 0), (0, 1)), constant_values=1.0)  # where a ring of -1 points to
     ring = rings(tiles.shape[-1], count)
-    changed = spectrum * torch.from_numpy(with_mean[:, ring]).to(spectrum)[:, None]
-    matrix = _transform(tiles.shape[-1]).to(tiles)
-    return matrix.T @ changed @ matrix
+    return _inverse(spectrum * torch.from_numpy(with_mean[:, ring]).to(spectrum)[:, None])
 
 
 class TextureCorrection(nn.Module):
@@ -141,7 +143,6 @@ class TextureCorrection(nn.Module):
     """
 
     matrices: torch.Tensor
-    transform: torch.Tensor
 
     def __init__(
         self,
@@ -152,14 +153,12 @@ class TextureCorrection(nn.Module):
         super().__init__()
         unchanged = [np.eye(3).tolist()]
         self.register_buffer("matrices", torch.stack([between(each or unchanged, edge) for each in matrices]))
-        self.register_buffer("transform", _transform(edge))
         self._varieties = {i: each for i, each in enumerate(varieties) if each is not None}
 
     def forward(self, tiles: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:
         """Float RGB tiles (N, 3, S, S) of tissues (N,), corrected."""
-        spectrum = self.transform @ tiles @ self.transform.T
-        changed = torch.einsum("nhwij,njhw->nihw", self.matrices[tissues], spectrum)
-        corrected = self.transform.T @ changed @ self.transform
+        mixed = self.matrices[tissues]
+        corrected = _inverse(torch.einsum("nhwij,njhw->nihw", mixed, cosine_transform(tiles)))
         for tissue, variety in self._varieties.items():
             own = torch.nonzero(tissues == tissue)[:, 0]
             if len(own):
