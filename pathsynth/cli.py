@@ -8,9 +8,7 @@ import json
 import math
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -18,25 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pathsynth import __version__
+from pathsynth import __version__, terminal
 from pathsynth.errors import PathSynthError, RequestError
-from pathsynth.progress import Progress as OnProgress
+from pathsynth.evaluate_commands import evaluate_app
 from pathsynth.records import (
     MAX_ATTEMPTS,
     MAX_COUNT,
-    MAX_SEED,
     AttemptRecord,
-    DetailReport,
-    FullReport,
     GenerationResult,
-    Report,
     TileRecord,
-    further_figures,
 )
 from pathsynth.store import home, write_atomically
+from pathsynth.terminal import Json, Seed
 from pathsynth.tissues import CODES
 
 if TYPE_CHECKING:
@@ -47,7 +40,6 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
-SECONDS_BETWEEN_LINES: Final = 30
 
 NOTICE: Final = "Synthetic, for teaching; not for diagnosis."
 
@@ -58,7 +50,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-evaluate_app = typer.Typer(help="Measure the validator, the generator, or the loop.", no_args_is_help=True)
 data_app = typer.Typer(help="PathMNIST, which training and evaluation read.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
@@ -80,13 +71,6 @@ class DataEdge(StrEnum):
     PX_224 = "224"
 
 
-class HeldOut(StrEnum):
-    """Splits that the validator is measured on."""
-
-    VAL = "val"
-    TEST = "test"
-
-
 class Model(StrEnum):
     """Models that can be trained."""
 
@@ -97,16 +81,12 @@ class Model(StrEnum):
     DETAIL = "detail"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
 Base = Annotated[
     str | None,
     typer.Option(
         help="Stable Diffusion checkpoint to use instead: a folder in diffusers' layout, or a hub id."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same request, same seed: same tiles.")]
-PerClass = Annotated[int, typer.Option(min=1, max=10_000, help="Tiles for each of the nine tissues.")]
-Plots = Annotated[Path | None, typer.Option(help="Folder for the figures as pictures (PNG).")]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,52 +123,12 @@ def _fail(sentence: str, code: int, arguments: Sequence[str]) -> int:
     return code
 
 
-def _studio() -> "Studio":
-    from pathsynth.studio import Studio
-
-    return Studio()
-
-
 def _validator() -> "Validator":
     """The validator itself, whose inside an explanation looks at."""
     from pathsynth.outliers import load_validator
     from pathsynth.weights import Weights
 
     return load_validator(Weights())
-
-
-def _print_json(answer: object) -> None:
-    print(json.dumps(answer, ensure_ascii=False))
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[OnProgress]:
-    """Shows (done, total, message) on stderr: a bar that goes when the work is done, or, where stderr is no
-    terminal, a line every half minute.
-    """
-    if not (sys.stderr.isatty() and _is_main_process()):
-        yield _line_progress(title)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(title), total=None)
-
-        def show(done: int, total: int, message: str) -> None:
-            bar.update(task, completed=done, total=total, description=escape(message or title))
-
-        yield show
-
-
-def _line_progress(title: str) -> OnProgress:
-    last = time.monotonic()
-
-    def show(done: int, total: int, message: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"{title}: {done} of {total or '?'}, {message}", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _version(asked: bool) -> None:
@@ -254,9 +194,9 @@ def generate(
     if lora is not None and base is None:
         raise RequestError("--lora belongs to a checkpoint; give that one with --base.")
     if out is not None:
-        _make_folder(out)
-    studio = _studio() if base is None else Studio(base=base, lora=lora)
-    with _progress("Generating") as show:
+        terminal.make_folder(out)
+    studio = terminal.open_studio() if base is None else Studio(base=base, lora=lora)
+    with terminal.progress("Generating") as show:
         kept, tried = 0, 0
 
         def on_attempt(attempt: AttemptRecord, _: int) -> None:
@@ -269,19 +209,10 @@ def generate(
         result = studio.generate(request, on_attempt=on_attempt, check_cancelled=None)
     files = _copies(studio, result.tiles, out)
     if as_json:
-        _print_json(result.model_dump(mode="json") | {"files": [str(file) for file in files]})
+        terminal.print_json(result.model_dump(mode="json") | {"files": [str(file) for file in files]})
     else:
         _print_generation(result, files)
     return 0 if result.verified else FAILED
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(
-            f"The folder {folder} cannot be made ({error.strerror or error}); choose another one."
-        ) from error
 
 
 def _copies(studio: "Studio", tiles: Sequence[TileRecord], out: Path | None) -> list[Path]:
@@ -317,15 +248,15 @@ def variations(
     Exit code 1 when fewer were verified than asked for; those that were are kept all the same.
     """
     if out is not None:
-        _make_folder(out)
-    studio = _studio()
-    with _progress("Varying") as show:
+        terminal.make_folder(out)
+    studio = terminal.open_studio()
+    with terminal.progress("Varying") as show:
         show(0, count, "Adding detail")
         made = studio.variations(image_id, count)
     files = _copies(studio, made, out)
     if as_json:
         tiles = [tile.model_dump(mode="json") for tile in made]
-        _print_json({"tiles": tiles, "files": [str(file) for file in files]})
+        terminal.print_json({"tiles": tiles, "files": [str(file) for file in files]})
     else:
         output = Console()
         for tile, file in zip(made, files, strict=True):
@@ -364,10 +295,10 @@ def classify(
     An image that cannot be read does not keep the others from being classified; the exit code is 1 then.
     """
     if explain is not None:
-        _make_folder(explain)
-    studio = _studio()
+        terminal.make_folder(explain)
+    studio = terminal.open_studio()
     answers: list[dict[str, Any]] = []
-    with _progress("Classifying") as show:
+    with terminal.progress("Classifying") as show:
         validator = None if explain is None else _validator()
         for done, path in enumerate(images):
             show(done, len(images), path.name)
@@ -383,7 +314,7 @@ def classify(
             answers.append(answer)
     failures = [answer for answer in answers if "error" in answer]
     if as_json:
-        _print_json(answers)
+        terminal.print_json(answers)
     else:
         _print_classifications([answer for answer in answers if "error" not in answer])
     for failure in failures:
@@ -415,232 +346,6 @@ def _print_classifications(answers: Sequence[dict[str, Any]]) -> None:
         output.print("Not for diagnosis.")
 
 
-@evaluate_app.command("validator")
-def evaluate_validator(
-    split: Annotated[
-        HeldOut, typer.Option(help="val: patients of training; test: other patients, another centre.")
-    ] = HeldOut.VAL,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            help="Also what colour alone achieves, disturbed tiles, and images that are no such tiles.",
-        ),
-    ] = False,
-    judge: Annotated[
-        bool, typer.Option("--judge", help="Measure the judge in place of the validator.")
-    ] = False,
-    plots: Plots = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the validator on a whole split of PathMNIST."""
-    if judge and full:
-        raise typer.BadParameter("--full is of the validator; leave it out with --judge.")
-    if plots is not None:
-        _make_folder(plots)
-    with _progress("Measuring the judge" if judge else "Measuring the validator") as show:
-        studio = _studio()
-        if judge:
-            report: Report = studio.evaluate_judge(split.value, show)
-        else:
-            measured = studio.study_validator if full else studio.evaluate_validator
-            report = measured(split.value, show)
-    _print_report(report, as_json)
-    _write_plots(report, plots)
-
-
-@evaluate_app.command("generator")
-def evaluate_generator(
-    per_class: PerClass = 50,
-    seed: Seed = 0,
-    judge: Annotated[
-        bool, typer.Option("--judge", help="Have the independent judge name the tiles too.")
-    ] = False,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            help="Also everything that compares the tiles with real ones: FID, KID, coverage, copies, "
-            "texture, what they teach a classifier, whether they follow a description; takes long.",
-        ),
-    ] = False,
-    tiles: Annotated[
-        Path | None,
-        typer.Option(help="File (.npz) to keep the tiles in, or to take them from when it is there already."),
-    ] = None,
-    earlier: Annotated[
-        Path | None,
-        typer.Option(
-            help="Report (.json) of an earlier --full: what it compares with real tiles stays where neither "
-            "the tiles nor the judge have changed since."
-        ),
-    ] = None,
-    plots: Plots = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the first, unfiltered tiles of every tissue, as the validator names them."""
-    if earlier is not None and not full:
-        raise RequestError("--earlier belongs to --full; give both or neither.")
-    known = None if earlier is None else _read_report(earlier)
-    if not full and tiles is None and plots is None:
-        with _progress("Measuring first tiles") as show:
-            report = _studio().evaluate_generator(per_class, seed, show, judge=judge)
-        _print_report(report, as_json)
-        return
-    for folder in (plots, tiles and tiles.parent):
-        if folder is not None:
-            _make_folder(folder)
-    with _progress("Measuring first tiles") as show:
-        studio = _studio()
-        if tiles is not None and tiles.exists():
-            made = studio.kept_tiles(tiles, per_class, seed)
-        else:
-            made = studio.first_tiles(per_class, seed, show)
-            if tiles is not None:
-                made.save(tiles)
-        report = (
-            studio.study_generator(made, show, known) if full else studio.evaluate_tiles(made, judge, show)
-        )
-    _print_report(report, as_json)
-    _write_plots(report, plots)
-    if plots is not None:
-        from pathsynth.plots import write_sheets
-
-        write_sheets(made.images, made.asked, plots)
-
-
-def _read_report(path: Path) -> FullReport:
-    try:
-        return FullReport.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"{path} is no report of `evaluate generator --full --json`; name another file or leave "
-            "--earlier out."
-        ) from error
-
-
-@evaluate_app.command("loop")
-def evaluate_loop(
-    per_class: PerClass = 50, seed: Seed = 0, plots: Plots = None, as_json: Json = False
-) -> None:
-    """Measure what the loop accepted, as the independent judge names it."""
-    if plots is not None:
-        _make_folder(plots)
-    with _progress("Measuring the loop") as show:
-        report = _studio().evaluate_loop(per_class, seed, show)
-    _print_report(report, as_json)
-    _write_plots(report, plots)
-
-
-@evaluate_app.command("detail")
-def evaluate_detail(
-    most: Annotated[int, typer.Option(min=4, help="Held-out real tiles to compare with, at most.")] = 450,
-    per_class: PerClass = 100,
-    seed: Seed = 0,
-    tiles: Annotated[
-        Path | None,
-        typer.Option(
-            help="File (.npz) of `evaluate generator --tiles`: its tiles instead of those of PathMNIST val."
-        ),
-    ] = None,
-    sheets: Annotated[
-        Path | None, typer.Option(help="Folder for sheets to look at; they hold real tiles.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the detail model against held-out real tiles (folder in PATHSYNTH_HIRES)."""
-    if sheets is not None:
-        _make_folder(sheets)
-    with _progress("Measuring the detail") as show:
-        studio = _studio()
-        made = None if tiles is None else studio.kept_tiles(tiles, per_class, seed)
-        report = studio.evaluate_detail(most, per_class, seed, made, sheets, show)
-    if as_json:
-        _print_json(report.model_dump(mode="json"))
-    else:
-        _print_detail_report(report)
-
-
-def _print_detail_report(report: DetailReport) -> None:
-    output = Console()
-    table = Table(
-        "figure",
-        "detailed",
-        "Lanczos",
-        "autoencoder",
-        "real",
-        title=f"detail: n = {report.n}, model {report.model}",
-    )
-    for each in report.spaces:
-        sets = (each.detailed, each.lanczos, each.autoencoder, each.real_vs_real)
-        table.add_row(f"KID, {each.space}", *(f"{one.kid:.4f}" for one in sets))
-        table.add_row(f"FID, {each.space}", *(f"{one.fid:.2f}" for one in sets))
-    columns = ("detailed", "lanczos", "autoencoder")
-    table.add_row("power spectrum off", *(f"{report.spectrum[name]:.3f}" for name in columns), "")
-    table.add_row("gradients off", *(f"{report.gradients[name]:.2f}" for name in columns), "")
-    for code, row in report.nuclei.items():
-        table.add_row(
-            f"nuclei, {code}, n = {row.n}", f"{row.detailed:.1f}", f"{row.lanczos:.1f}", "", f"{row.real:.1f}"
-        )
-    output.print(table)
-    rmse = "-" if report.rmse_max is None else f"{report.rmse_max:.2f} at most"
-    output.print(
-        f"autoencoder: PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.3f}. {report.layouts} layout tiles "
-        f"({report.layouts_of}): tissue unchanged in {report.class_unchanged:.2%}, resizing off by {rmse}, "
-        f"{report.failed} without a picture, {report.seconds_per_tile:.2f} s a tile.",
-        markup=False,
-    )
-
-
-def _write_plots(report: Report, folder: Path | None) -> None:
-    """Write the pictures of a report and say where they are."""
-    if folder is None:
-        return
-    from pathsynth.plots import write_plots
-
-    for path in write_plots(report, folder):
-        print(path, file=sys.stderr)
-
-
-def _print_report(report: Report, as_json: bool) -> None:
-    if as_json:
-        _print_json(report.model_dump(mode="json"))
-        return
-    output = Console()
-    of_what = f"{report.what}, {report.split} split" if report.split else report.what
-    figures = Table(
-        "tissue", "precision", "recall", "F1", "n", title=f"{of_what}: n = {report.n}, model {report.model}"
-    )
-    for code, row in report.per_class.items():
-        figures.add_row(code, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", str(row.support))
-    figures.add_section()
-    figures.add_row(
-        "macro", f"{report.precision:.3f}", f"{report.recall:.3f}", f"{report.macro_f1:.3f}", str(report.n)
-    )
-    output.print(figures)
-    confusion = Table(
-        "true" if report.split else "asked", *CODES, title="Confusion: rows true or asked, columns named"
-    )
-    for code, counts in zip(CODES, report.confusion, strict=True):
-        confusion.add_row(code, *(str(count) for count in counts))
-    output.print(confusion)
-    extra = {
-        "accuracy": report.accuracy,
-        "macro F1 of the judge": report.macro_f1_judge,
-        "calibration error (ECE)": report.ece,
-        "mean attempts": report.mean_attempts,
-        **{f"baseline, {name}": value for name, value in (report.baselines or {}).items()},
-        **further_figures(report),
-    }
-    for name, value in extra.items():
-        if value is not None:
-            output.print(f"{name}: {value:.4f}", markup=False)
-    low, high = report.ci95
-    output.print(
-        f"95 % interval of {report.headline}: {low:.4f} to {high:.4f}; {report.source}", markup=False
-    )
-
-
 @app.command()
 def train(
     model: Annotated[Model, typer.Argument(help="Which model.")],
@@ -664,8 +369,8 @@ def train(
     from pathsynth.training import start
 
     folder = out or home() / "runs" / model.value
-    _make_folder(folder)
-    with _progress(f"Training {model.value}") as show:
+    terminal.make_folder(folder)
+    with terminal.progress(f"Training {model.value}") as show:
         try:
             if base is None:
                 summary = start(model.value, config, folder, resume, max_minutes, show)
@@ -674,18 +379,13 @@ def train(
         except KeyboardInterrupt:
             print(f"The last checkpoint is in {folder}; go on with --resume.", file=sys.stderr)
             raise
-    if not _is_main_process():
+    if not terminal.is_main_process():
         return
     if as_json:
-        _print_json({key: _finite(value) for key, value in summary.items()})
+        terminal.print_json({key: _finite(value) for key, value in summary.items()})
     else:
         for key, value in summary.items():
             print(f"{key}: {value}")
-
-
-def _is_main_process() -> bool:
-    """Whether this is the one process that speaks, where `accelerate launch` started several."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _finite(value: object) -> object:
@@ -705,10 +405,10 @@ def data_fetch(
     """Fetch PathMNIST through medmnist and check it; goes on where an earlier download was cut."""
     from pathsynth.data import fetch
 
-    with _progress("Fetching") as show:
+    with terminal.progress("Fetching") as show:
         path = fetch(int(size), root, lambda done, total: show(done >> 20, total >> 20, "Fetching, MiB"))
     if as_json:
-        _print_json({"path": str(path), "size": int(size), "bytes": path.stat().st_size})
+        terminal.print_json({"path": str(path), "size": int(size), "bytes": path.stat().st_size})
     else:
         print(f"PathMNIST at {size.value} px is at {path}.")
 
@@ -718,10 +418,10 @@ def doctor(as_json: Json = False) -> int:
     """Say what is installed, found and verified, and how fast this machine is."""
     from pathsynth.doctor import examine
 
-    with _progress("Looking") as show:
+    with terminal.progress("Looking") as show:
         diagnosis = examine(lambda step: show(0, 0, step))
     if as_json:
-        _print_json(diagnosis.model_dump(mode="json"))
+        terminal.print_json(diagnosis.model_dump(mode="json"))
     else:
         _print_diagnosis(diagnosis)
     return 0 if diagnosis.ok else FAILED

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathsynth import cli, data, doctor, training
+from pathsynth import cli, data, doctor, terminal, training
 from pathsynth.errors import DataError, RequestError, StoreError, TrainingError, WeightsError
 from pathsynth.images import encode_png, read_image, read_image_and_xmp, upscale
 from pathsynth.mark import marked
@@ -86,7 +86,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv("PATHSYNTH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "160")
     studio = CommandLineStudio(home=tmp_path / "home")
-    monkeypatch.setattr(cli, "_studio", lambda: studio)
+    monkeypatch.setattr(terminal, "open_studio", lambda: studio)
     return Shell(studio, capsys)
 
 
@@ -261,7 +261,7 @@ def test_a_home_that_cannot_be_written_is_said_in_one_sentence(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cli, "_studio", lambda: CommandLineStudio(home=tmp_path / "file" / "home"))
+    monkeypatch.setattr(terminal, "open_studio", lambda: CommandLineStudio(home=tmp_path / "file" / "home"))
     ran = shell("generate", "glands")
     assert ran.code == 1
     assert "PATHSYNTH_HOME" in sentence(ran)
@@ -306,12 +306,12 @@ def test_a_real_ctrl_c_in_the_middle_keeps_what_was_stored(tmp_path: Path) -> No
     code = """
         import sys
         from pathlib import Path
-        from pathsynth import cli
+        from pathsynth import cli, terminal
         from tests.fakes import FakeStudio
         studio = FakeStudio(home=Path(sys.argv[1]))
         studio.pauses_before_attempt = 1
         studio.paused.set = lambda: print("paused", flush=True)
-        cli._studio = lambda: studio
+        terminal.open_studio = lambda: studio
         sys.exit(cli.main(["generate", "glands", "-n", "2"]))
     """
     with run_python(code, tmp_path, str(tmp_path)) as process:
@@ -332,9 +332,9 @@ def test_a_reader_that_leaves_early_causes_no_traceback(tmp_path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from pathsynth import cli
+        from pathsynth import cli, terminal
         from tests.fakes import FakeStudio
-        cli._studio = lambda: FakeStudio(home=Path(sys.argv[1]))
+        terminal.open_studio = lambda: FakeStudio(home=Path(sys.argv[1]))
         sys.stdin.readline()
         sys.exit(cli.main(["generate", "glands", "-n", "40", "--max-attempts", "60", "--json"]))
     """

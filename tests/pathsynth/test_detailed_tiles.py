@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pathsynth import cli, detail_quality
+from pathsynth import cli, detail_quality, evaluate_commands, terminal
 from pathsynth.detail import ProjectionError, resizing_error
 from pathsynth.detail_quality import compare, gradients, measure_detail, on_layouts, write_detail_sheets
 from pathsynth.detailer import Detailer, same_attributes
@@ -194,7 +194,7 @@ def test_the_command_makes_variations(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tile,) = studio.generate(request()).tiles
-    monkeypatch.setattr(cli, "_studio", lambda: studio)
+    monkeypatch.setattr(terminal, "open_studio", lambda: studio)
     assert cli.main(["variations", tile.image_id, "-n", "1", "--out", str(tmp_path / "out")]) == 0
     assert "1 of 1 variations verified" in capsys.readouterr().out
     (copy,) = (tmp_path / "out").iterdir()
@@ -271,7 +271,7 @@ def test_the_report_is_told_in_the_card_and_in_the_terminal(
     write_manifest(folder, {})
     with pytest.raises(WeightsError, match="not a report"):
         write_model_card(folder)
-    cli._print_detail_report(measured)
+    evaluate_commands._print_detail_report(measured)
     assert "66.67%" in capsys.readouterr().out
 
 
