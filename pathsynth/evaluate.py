@@ -16,6 +16,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from pathsynth.calibration import cross_fitted
 from pathsynth.data import Split
 from pathsynth.errors import OutOfTimeError, RequestError
 from pathsynth.images import to_native
@@ -23,6 +24,7 @@ from pathsynth.progress import Progress
 from pathsynth.records import (
     MAX_SEED,
     ClassFigures,
+    CrossFitted,
     FullReport,
     Reliability,
     ReliabilityBin,
@@ -44,6 +46,7 @@ BOOTSTRAP_SAMPLES = 1000
 LOOP_CONFIDENCE = 0.9
 LOOP_ATTEMPTS_PER_TILE = 30
 CALIBRATION_BINS = 15
+CALIBRATED_ON = "val"
 ANSWERED_SHARES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 FIDELITY_PER_CLASS = 20
 _ALL = list(range(len(TISSUES)))
@@ -119,6 +122,18 @@ def reliability_bins(
     return result
 
 
+def expected_calibration_error(probabilities: torch.Tensor, labels: Labels) -> float:
+    """Mean gap between confidence and accuracy of probabilities (N, 9) against labels (N,), over 15 bins."""
+    error = multiclass_calibration_error(
+        probabilities,
+        torch.from_numpy(labels),
+        num_classes=len(TISSUES),
+        n_bins=CALIBRATION_BINS,
+        norm="l1",
+    )
+    return float(error)
+
+
 def selective_curve(
     probabilities: torch.Tensor, labels: Labels, shares: Sequence[float] = ANSWERED_SHARES
 ) -> list[SelectivePoint]:
@@ -152,7 +167,8 @@ def evaluate_validator(
     deadline: float | None = None,
 ) -> FullReport:
     """A classifier, `what` says which, on every tile of a split; headline accuracy, calibration as expected
-    calibration error (15 bins), reliability diagram and selective accuracy.
+    calibration error (15 bins), reliability diagram and selective accuracy. Of val, which calibration is
+    fitted on, also accuracy and calibration error where each tenth is calibrated on the other nine.
 
     With `deadline`, a time of `time.monotonic`, the tiles come in an order drawn by `seed`, and the report is
     of those that were named by then.
@@ -171,28 +187,31 @@ def evaluate_validator(
         last = now
         if progress is not None:
             progress(first, total, f"{first:,} of {total:,} tiles of {split.name}")
-        parts.append(validator.probabilities(split.images[order[first : first + BATCH]]))
+        parts.append(validator.logits(split.images[order[first : first + BATCH]]))
     if not parts:
         raise OutOfTimeError(
             "The time was spent before the first tile was named; `pathsynth evaluate` has no limit."
         )
-    probabilities = torch.cat(parts)
-    measured = order[: len(probabilities)]
-    probabilities, labels = probabilities[np.argsort(measured)], split.labels[np.sort(measured)]
+    logits = torch.cat(parts)
+    measured = order[: len(logits)]
+    logits, labels = logits[np.argsort(measured)], split.labels[np.sort(measured)]
+    probabilities = logits.softmax(1)
     named = probabilities.argmax(1).numpy()
-    ece = multiclass_calibration_error(
-        probabilities,
-        torch.from_numpy(labels),
-        num_classes=len(TISSUES),
-        n_bins=CALIBRATION_BINS,
-        norm="l1",
-    )
     further: dict[str, object] = {}
+    if split.name == CALIBRATED_ON and len(logits) == total:
+        held_out = cross_fitted(logits.clone(), torch.from_numpy(labels)).softmax(1)
+        further["cross_fitted"] = CrossFitted(
+            split=split.name,
+            n=len(labels),
+            model=model,
+            accuracy=accuracy(labels, held_out.argmax(1).numpy()),
+            ece=expected_calibration_error(held_out, labels),
+        )
     if train is not None:
         from pathsynth.baselines import baseline_accuracies
         from pathsynth.robustness import outside, stress
 
-        further = {
+        further |= {
             "baselines": baseline_accuracies(train, split, seed, progress),
             "outside": outside(validator, split, seed, model, progress),
             "stress": stress(validator, split, named, seed, model, progress),
@@ -205,7 +224,7 @@ def evaluate_validator(
             "split": split.name,
             "seed": None,
             "ci95": bootstrap_interval(labels, named, accuracy),
-            "ece": float(ece),
+            "ece": expected_calibration_error(probabilities, labels),
             "reliability": Reliability(
                 split=split.name,
                 n=len(labels),

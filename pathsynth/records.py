@@ -201,6 +201,15 @@ class Reliability(Measured):
     bins: list[ReliabilityBin]
 
 
+class CrossFitted(Measured):
+    """Accuracy and calibration error where each tenth of the images is calibrated on the other nine: what the
+    report says of the split that calibration was fitted on, without that help.
+    """
+
+    accuracy: float
+    ece: float
+
+
 class Stress(Measured):
     """Accuracy under each disturbance by its name; `unchanged` is that of the same tiles as they are."""
 
@@ -440,6 +449,7 @@ class FullReport(Report):
 
     selective: Selective | None = None
     reliability: Reliability | None = None
+    cross_fitted: CrossFitted | None = None
     stress: Stress | None = None
     outside: Outside | None = None
     realism: list[Realism] | None = None
@@ -459,6 +469,9 @@ def further_figures(report: Report) -> dict[str, float]:
     lines: dict[str, float] = {}
     if not isinstance(report, FullReport):
         return lines
+    if report.cross_fitted is not None:
+        lines["accuracy, calibrated on other tenths"] = report.cross_fitted.accuracy
+        lines["calibration error (ECE), calibrated on other tenths"] = report.cross_fitted.ece
     if report.stress is not None:
         lines |= {f"accuracy, {name}": value for name, value in report.stress.accuracy.items()}
     if report.outside is not None:

@@ -5,9 +5,8 @@ The validator is a ResNet-18 and decides inside the loop. The judge is a RegNet 
 training data that the loop never asks; it exists to score what the loop let through.
 
 Methods: He et al., *Deep Residual Learning*, 2016; Radosavovic et al., *Designing Network Design Spaces*,
-2020; temperature scaling after Guo et al., *On Calibration of Modern Neural Networks*, 2017;
-out-of-distribution score after Lee et al., *A Simple Unified Framework for Detecting Out-of-Distribution
-Samples*, 2018.
+2020; vector scaling after Guo et al., *On Calibration of Modern Neural Networks*, 2017; out-of-distribution
+score after Lee et al., *A Simple Unified Framework for Detecting Out-of-Distribution Samples*, 2018.
 """
 
 import json
@@ -184,9 +183,14 @@ class Validator:
         self, tiles: npt.NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None
     ) -> torch.Tensor:
         """Calibrated probabilities (N, 9) of uint8 RGB tiles (N, 28, 28, 3)."""
+        return self.logits(tiles, on_batch).softmax(1)
+
+    def logits(
+        self, tiles: npt.NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None
+    ) -> torch.Tensor:
+        """Calibrated logits (N, 9) of uint8 RGB tiles (N, 28, 28, 3)."""
         with self._inside:
-            logits = symmetric_logits(self.model, tiles, on_batch)
-        return (logits / self.temperature).softmax(1)
+            return symmetric_logits(self.model, tiles, on_batch) / self.temperature
 
     def predict(self, tiles: npt.NDArray[np.uint8]) -> list[Prediction]:
         """Name the tissue of each tile (N, 28, 28, 3) uint8."""

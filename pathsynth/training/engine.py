@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pathsynth.errors import TrainingError
 
+CHECKPOINT_FILE = "checkpoint.pt"
 EVALUATED_SHARE = 0.05
 
 
@@ -352,6 +353,26 @@ class _Rivalry:
         self.optimizer.load_state_dict(saved["optimizer"])
 
 
+def averaged_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The averaged weights of a checkpoint, as the model itself names them, and where its run stood: the
+    fields of `TrainState`.
+
+    Raises:
+        TrainingError: the file is missing or damaged.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        prefix = "module."
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in saved["average"].items()
+            if name.startswith(prefix)
+        }
+        return weights, saved["state"]
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} holds no checkpoint; name the folder of a training run.") from error
+
+
 def _changing_state(module: nn.Module) -> dict[str, Any]:
     """The state of a module without its frozen weights, which whoever resumes has already."""
     frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
@@ -393,7 +414,7 @@ def run(
         raise TrainingError(
             f"The folder {out} cannot be made ({error.strerror or error}); give another --out."
         ) from error
-    checkpoint = out / "checkpoint.pt"
+    checkpoint = out / CHECKPOINT_FILE
     if checkpoint.exists() and not resume:
         raise TrainingError(f"{checkpoint} exists already; give --resume to go on with it, or another --out.")
     runner = Run(task, config)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn import functional as F
 
+from pathsynth.calibration import vector_scaling
 from pathsynth.data import Split, load_split
 from pathsynth.progress import Progress
 from pathsynth.tissues import TISSUES
@@ -69,28 +70,17 @@ def plain_logits(
     return torch.cat(logits)
 
 
-def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature that minimises the negative log-likelihood of labels (N,) given logits (N, 9)."""
-    log_temperature = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(logits / log_temperature.exp(), labels)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return float(log_temperature.detach().exp())
-
-
 def calibrate(model: nn.Module, architecture: Architecture, train: Split, val: Split) -> Validator:
-    """Temperature from val, feature statistics from 9,000 training tiles, out-of-distribution limit from val.
+    """Vector scaling from val, feature statistics from 9,000 training tiles, out-of-distribution limit from
+    val.
+
+    The last layer of `model` takes the scaling in, but for the mean of the factors, the temperature.
 
     The limit leaves 0.5 % of val outside: real tiles are rarely refused.
     """
     model.eval()
-    temperature = best_temperature(symmetric_logits(model, val.images).clone(), torch.from_numpy(val.labels))
+    logits, named = symmetric_logits(model, val.images).clone(), torch.from_numpy(val.labels)
+    temperature = _take_in(model.get_submodule("fc"), *vector_scaling(logits, named))
     chosen = np.linspace(0, len(train) - 1, min(9000, len(train)), dtype=np.int64)
     features, labels = (
         features_of(model, train.images[chosen]).clone(),
@@ -104,6 +94,18 @@ def calibrate(model: nn.Module, architecture: Architecture, train: Split, val: S
     validator = Validator(model, architecture, temperature, means, whitening, 1.0)
     validator.ood_limit = float(validator.distances(val.images).quantile(0.995))
     return validator
+
+
+def _take_in(last: nn.Module, factors: torch.Tensor, offsets: torch.Tensor) -> float:
+    """Scale the logits of a linear layer; returns the temperature to divide them by, so that they keep their
+    size: one over the geometric mean of the factors.
+    """
+    temperature = float(factors.log().mean().neg().exp())
+    weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+    with torch.no_grad():
+        weight.mul_((factors * temperature).unsqueeze(1))
+        bias.mul_(factors * temperature).add_(offsets * temperature)
+    return temperature
 
 
 class ValidatorTask:

@@ -38,13 +38,13 @@ class Told(Validator):
         super().__init__(nn.Identity(), "resnet18", 1.0, torch.zeros(9, 1), torch.eye(1), 1.0)
         self.mistake, self.confidence = mistake, confidence
 
-    def probabilities(self, tiles: Tiles, on_batch: Callable[[int, int], None] | None = None) -> torch.Tensor:
+    def logits(self, tiles: Tiles, on_batch: Callable[[int, int], None] | None = None) -> torch.Tensor:
         if on_batch is not None:
             on_batch(0, len(tiles))
         result = torch.full((len(tiles), 9), (1 - self.confidence) / 8)
         for row, tile in zip(result, tiles, strict=True):
             row[self.mistake(int(tile[0, 0, 0]))] = self.confidence
-        return result
+        return result.log()
 
     def predict(self, tiles: Tiles) -> list[Prediction]:
         result = []
@@ -124,6 +124,7 @@ def test_out_of_time_the_validator_is_measured_on_a_random_part_of_the_split(
 
     report = evaluate_validator(Told(), split(), "a model", stop_after_two, deadline=1e9)
     assert (report.n, told) == (40, [0, 20])
+    assert report.cross_fitted is None
     support = [report.per_class[code].support for code in CODES]
     assert sum(support) == 40
     assert min(support) > 0  # the split comes tissue by tissue; the part does not
@@ -207,6 +208,21 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(
 ) -> None:
     report = evaluate_validator(Told(mistake, confidence), split(), "a model")
     assert report.ece == pytest.approx(gap, abs=1e-5)
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_of_all_of_val_the_report_says_what_calibration_on_other_tiles_gives() -> None:
+    random = np.random.default_rng(0)
+    swapped = random.permutation(np.repeat([0, 1], [5, 85]))  # 5 of 90 tiles are none of what they seem
+    tiles = split()
+    tiles = Split("val", painted(np.where(swapped, tiles.labels, 8).tolist()), tiles.labels)
+    found = evaluate_validator(Told(), tiles, "a model").cross_fitted
+    assert found is not None
+    assert (found.split, found.n, found.model) == ("val", 90, "a model")
+    assert found.accuracy == pytest.approx(accuracy(tiles.labels, tiles.images[:, 0, 0, 0].astype(np.int64)))
+    assert 0 < found.ece < 0.1
+    test = Split("test", tiles.images, tiles.labels)
+    assert evaluate_validator(Told(), test, "a model").cross_fitted is None
 
 
 @pytest.mark.usefixtures("few_samples")
