@@ -84,7 +84,7 @@ def _pair(argument: str) -> tuple[Path, Path]:
     config, equals, run = argument.partition("=")
     if not (config and equals and run):
         raise argparse.ArgumentTypeError(f"{argument} is not CONFIG=RUN; give both, with `=` between.")
-    return Path(config), Path(run)
+    return Path(config).expanduser(), Path(run).expanduser()  # no shell expands ~ after =
 
 
 def main(argv: list[str] | None = None) -> int:
