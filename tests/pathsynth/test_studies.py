@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from pathsynth import cli, data, probes, realism, robustness
+from pathsynth import cli, data, probes, realism, robustness, terminal
 from pathsynth.attributes import ATTRIBUTES
 from pathsynth.data import Split, SplitName
 from pathsynth.errors import RequestError, WeightsError
@@ -254,7 +254,7 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 def test_the_command_keeps_tiles_writes_pictures_and_answers_the_full_report(
     studio: Untrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_studio", lambda: studio)
+    monkeypatch.setattr(terminal, "open_studio", lambda: studio)
     tiles, plots = tmp_path / "kept" / "tiles.npz", tmp_path / "plots"
     command = ["evaluate", "generator", "--per-class", "10", "--tiles", str(tiles), "--json"]
     code, out, _ = run([*command, "--full", "--plots", str(plots)], capsys)
@@ -290,7 +290,7 @@ def test_the_command_keeps_tiles_writes_pictures_and_answers_the_full_report(
 def test_a_person_sees_the_further_figures(
     studio: Untrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_studio", lambda: studio)
+    monkeypatch.setattr(terminal, "open_studio", lambda: studio)
     code, out, _ = run(
         ["evaluate", "validator", "--split", "test", "--full", "--plots", str(tmp_path)], capsys
     )
@@ -305,7 +305,7 @@ def test_plots_of_a_loop_show_its_attempts(
 ) -> None:
     from tests.fakes import report
 
-    monkeypatch.setattr(cli, "_studio", lambda: studio)
+    monkeypatch.setattr(terminal, "open_studio", lambda: studio)
     accepted = report("generator").model_copy(update={"what": "loop", "attempts": dict.fromkeys(CODES, 14)})
     monkeypatch.setattr(studio, "evaluate_loop", lambda per_class, seed, progress: accepted)
     code, _, _ = run(["evaluate", "loop", "--plots", str(tmp_path), "--json"], capsys)
