@@ -373,7 +373,7 @@ def _validator_figures(report: FullReport, own: Manifest) -> Iterator[str]:
         )
     if report.cross_fitted is not None:
         yield (
-            f"Calibrated on nine tenths of the split and measured on the other, ten times "
+            "Calibrated on nine tenths of the split and measured on the other, ten times "
             f"({_of(report.cross_fitted, own, parts)}): accuracy {_number(report.cross_fitted.accuracy)}, "
             f"expected calibration error {_number(report.cross_fitted.ece)}. The figures above are of the "
             "calibration that ships, which was fitted on this split."
