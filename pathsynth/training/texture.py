@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pathsynth.realism import radial_spectrum
-from pathsynth.texture import Variety, correct, cosine_transform, cycles, log_amplitudes
+from pathsynth.texture import Variety, correct, cosine_transform, log_amplitudes, rings
 from pathsynth.validator import from_model_range, to_model_range
 
-SMALLEST_GAIN: Final = 0.7
-LARGEST_GAIN: Final = 1.6
-_SMALLEST_OF_COLOUR: Final = 0.6
+SMALLEST_GAIN: Final = 0.4
+LARGEST_GAIN: Final = 2.2
+_SMALLEST_OF_COLOUR: Final = 0.3
 _LARGEST_OF_COLOUR: Final = 1.7
 _LEAST_POWER: Final = 1e-9
 _ROUNDS: Final = 3
@@ -31,7 +31,7 @@ def fit_texture(generated: Tiles, real: Tiles, strength: float = 1.0) -> list[li
     What the power under a window, as `radial_spectrum` has it, still differs by then scales them. Of the
     change they make, the share `strength` is kept.
 
-    None where the amplitude at a frequency would have to change to below 0.7 or above 1.6 times what it is:
+    None where the amplitude at a frequency would have to change to below 0.4 or above 2.2 times what it is:
     such tiles differ from real ones in more than a gain can mend, and it would do harm.
     """
     found, wanted = covariances(generated), covariances(real)
@@ -74,16 +74,14 @@ def _smooth(matrices: FloatArray) -> FloatArray:
 
 
 def covariances(tiles: Tiles) -> FloatArray:
-    """Mean products (S / 2, 3, 3) of the colours of RGB tiles (N, S, S, 3) at 1 to S / 2 cycles a tile, a
-    little of every colour added.
+    """Mean products (S / 2, 3, 3) of the colours of RGB tiles (N, S, S, 3) at 1 to S / 2 cycles a tile, what
+    is beyond with the last, a little of every colour added.
     """
-    edge = tiles.shape[1]
+    count = tiles.shape[1] // 2
     spectrum = cosine_transform(to_model_range(tiles)).double().numpy()
-    ring = np.rint(cycles(edge)).astype(np.int64)
-    ring[ring == 0] = 1  # half a cycle, and
-    ring[0, 0] = 0  # but not the mean
+    ring = rings(tiles.shape[1], count)
     result = []
-    for i in range(1, edge // 2 + 1):
+    for i in range(count):
         values = spectrum[:, :, ring == i]
         result.append(np.einsum("nik,njk->ij", values, values) / (values.shape[0] * values.shape[2]))
     return np.stack(result) + _LEAST_POWER * np.eye(3)
