@@ -168,10 +168,10 @@ class Generator:
         ]
         made = torch.cat(tiles)
         if tissue is not None:
-            if (matrices := self._texture.get(tissue.code)) is not None:
-                made = correct(made, matrices)
             if (variety := self._variety.get(tissue.code)) is not None:
                 made = vary(made, variety)
+            if (matrices := self._texture.get(tissue.code)) is not None:
+                made = correct(made, matrices)
         return from_model_range(made)
 
 

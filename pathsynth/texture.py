@@ -6,9 +6,9 @@ the mean power and how the colours go together. It is applied to the cosine tran
 which continues it mirrored beyond its border, so that no edge wraps around.
 
 Where tiles of a tissue are too much alike in how strong their texture is, empty background foremost, no
-matrix helps. There a tile gets at each frequency the strength of the real tile that has its rank among real
-ones: what is flat gets flatter, what is dirty dirtier, and the order stays as it was (quantile mapping, as
-histogram matching does it with colours). `pathsynth.training.texture` finds matrices and quantiles.
+matrix helps. There a tile gets, before its matrices, the strength of the real tile that has its rank among
+real ones: what is flat gets flatter, what is dirty dirtier, and the order stays as it was (quantile mapping,
+as histogram matching does it with colours). `pathsynth.training.texture` finds matrices and quantiles.
 """
 
 from collections.abc import Sequence
@@ -24,27 +24,25 @@ from torch import nn
 
 Matrix = Sequence[Sequence[float]]
 FloatArray = npt.NDArray[np.float64]
-_LEAST_AMPLITUDE: Final = 1e-4
+_LEAST_STRENGTH: Final = 1e-4
 _LARGEST_CHANGE: Final = 4.0
 
 
 class Variety(BaseModel):
-    """How the strength of texture varies within a tissue: quantiles of the logarithm of the amplitude at 1,
-    2, 3 ... cycles a tile, from the least to the most in equal steps, of tiles that are `made` and of `real`
-    ones, each (frequencies, quantiles).
+    """How the strength of texture varies within a tissue: quantiles of `log_strengths`, from the least to the
+    most in equal steps, of tiles that are `made` and of `real` ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    made: list[list[float]]
-    real: list[list[float]]
+    made: list[float]
+    real: list[float]
 
     @model_validator(mode="after")
     def _of_one_shape(self) -> Self:
-        made, real = np.array(self.made), np.array(self.real)
-        if made.ndim != 2 or made.shape != real.shape or min(made.shape) < 2:
-            raise ValueError("wants as many quantiles of real as of made tiles, at two frequencies or more")
-        if (np.diff(made) < 0).any() or (np.diff(real) < 0).any():
+        if len(self.made) != len(self.real) or len(self.made) < 2:
+            raise ValueError("wants as many quantiles of real as of made tiles, and two or more")
+        if (np.diff(self.made) < 0).any() or (np.diff(self.real) < 0).any():
             raise ValueError("wants quantiles in rising order")
         return self
 
@@ -105,34 +103,23 @@ def rings(edge: int, count: int) -> npt.NDArray[np.int64]:
     return ring
 
 
-def log_amplitudes(spectrum: torch.Tensor, count: int) -> FloatArray:
-    """Logarithm of the root mean square (N, count) at each of `count` frequencies of coefficients
-    (N, C, S, S).
-    """
-    power = spectrum.detach().double().square().mean(1).cpu().numpy()
-    ring = rings(power.shape[-1], count)
-    mean = np.stack([power[:, ring == i].mean(1) for i in range(count)], axis=1)
-    amplitudes: FloatArray = np.log(np.sqrt(mean) + _LEAST_AMPLITUDE)
-    return amplitudes
+def log_strengths(tiles: torch.Tensor) -> FloatArray:
+    """Logarithm of the standard deviation (N,) of float RGB tiles (N, 3, S, S) about their mean colours."""
+    values = tiles.detach().double()
+    variances = values.var(dim=(2, 3), correction=0).mean(1).cpu().numpy()
+    strengths: FloatArray = np.log(np.sqrt(variances) + _LEAST_STRENGTH)
+    return strengths
 
 
 def vary(tiles: torch.Tensor, variety: Variety) -> torch.Tensor:
-    """Float RGB tiles (N, 3, S, S) with the strength of real tiles of their rank at each frequency, at most
-    four times or a quarter of what it is. Mean colours stay. Neighbouring frequencies change alike.
+    """Float RGB tiles (N, 3, S, S) with the strength of real tiles of their rank, at most four times or a
+    quarter of what it is. Mean colours stay.
     """
-    made, real = np.array(variety.made), np.array(variety.real)
-    spectrum, count = cosine_transform(tiles), len(made)
-    found = log_amplitudes(spectrum, count)
-    changes = np.empty_like(found)
-    for i in range(count):
-        inside = found[:, i].clip(made[i, 0], made[i, -1])
-        changes[:, i] = np.interp(inside, made[i], real[i]) - inside
-    padded = np.pad(changes, ((0, 0), (1, 1)), mode="edge")
-    smooth = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
-    gains = np.exp(smooth).clip(1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
-    with_mean = np.pad(gains, ((0, 0), (0, 1)), constant_values=1.0)  # where a ring of -1 points to
-    ring = rings(tiles.shape[-1], count)
-    return _inverse(spectrum * torch.from_numpy(with_mean[:, ring]).to(spectrum)[:, None])
+    found = log_strengths(tiles).clip(variety.made[0], variety.made[-1])
+    changes = np.interp(found, variety.made, variety.real) - found
+    gains = torch.from_numpy(np.exp(changes).clip(1 / _LARGEST_CHANGE, _LARGEST_CHANGE)).to(tiles)
+    mean = tiles.mean(dim=(2, 3), keepdim=True)
+    return mean + gains[:, None, None, None] * (tiles - mean)
 
 
 class TextureCorrection(nn.Module):
@@ -157,10 +144,9 @@ class TextureCorrection(nn.Module):
 
     def forward(self, tiles: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:
         """Float RGB tiles (N, 3, S, S) of tissues (N,), corrected."""
-        mixed = self.matrices[tissues]
-        corrected = _inverse(torch.einsum("nhwij,njhw->nihw", mixed, cosine_transform(tiles)))
         for tissue, variety in self._varieties.items():
             own = torch.nonzero(tissues == tissue)[:, 0]
             if len(own):
-                corrected = corrected.index_put((own,), vary(corrected[own], variety))
-        return corrected
+                tiles = tiles.index_put((own,), vary(tiles[own], variety))
+        mixed = self.matrices[tissues]
+        return _inverse(torch.einsum("nhwij,njhw->nihw", mixed, cosine_transform(tiles)))

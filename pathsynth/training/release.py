@@ -167,19 +167,25 @@ def add_near_copies(weights: Path) -> None:
 
 
 def add_texture(
-    weights: Path, per_tissue: int, strengths: Mapping[str, float], varied: Collection[str], say: Say
+    weights: Path,
+    per_tissue: int,
+    strengths: Mapping[str, float],
+    varied: Collection[str],
+    say: Say,
+    numbers: Mapping[str, int] | None = None,
 ) -> None:
     """Correct the texture by how `per_tissue` first tiles of each tissue differ from those of PathMNIST
     train, wholly or by the share in `strengths`, by the code of a tissue; for the tissues whose codes are in
-    `varied`, by how it differs from tile to tile as well. The wordings that a request may draw have their
-    turn one after the other.
+    `varied`, by how it differs from tile to tile as well. `numbers` has how many tiles where that is not
+    `per_tissue`, by the code: few dirty tiles make most of the power of background, which takes more of them
+    to know. The wordings that a request may draw have their turn one after the other.
 
     Raises:
         DataError: PathMNIST is not there.
     """
     from pathsynth.generator import WORDINGS_FILE, Generator, load_wordings
     from pathsynth.text import TextEncoder
-    from pathsynth.texture import Variety, correct
+    from pathsynth.texture import Variety, vary
     from pathsynth.training.texture import fit_texture, fit_variety
     from pathsynth.validator import from_model_range, to_model_range
 
@@ -188,29 +194,30 @@ def add_texture(
     generator, encoder, train = Generator.load(known), TextEncoder(), load_split("train")
     texture: dict[str, list[list[list[float]]]] = {}
     variety: dict[str, Variety] = {}
+    numbers = numbers or {}
     for tissue in TISSUES:
         say(f"Fitting the texture: {tissue.label}")
         made, asked = [], wordings.get(tissue.code, [tissue.label])
-        for i in range(per_tissue):
+        for i in range(numbers.get(tissue.code, per_tissue)):
             seed = TEXTURE_SEED + tissue.index * per_tissue + i
             context = generator.context_of(tissue, asked[i % len(asked)], lambda: encoder, seed)
             made.append(generator.propose(context, [seed])[0])  # as no tissue is named, uncorrected
         tiles, real = np.stack(made), train.images[train.labels == tissue.index]
+        if tissue.code in varied:
+            variety[tissue.code] = fit_variety(tiles, real)
+            tiles = from_model_range(vary(to_model_range(tiles), variety[tissue.code]))
         fitted = fit_texture(tiles, real, strengths.get(tissue.code, 1.0))
         if fitted is None:
             say(f"{tissue.label}: more than a gain can mend; no matrices")
         else:
             texture[tissue.code] = fitted
-        if tissue.code in varied:
-            if fitted is not None:
-                tiles = from_model_range(correct(to_model_range(tiles), fitted))
-            variety[tissue.code] = fit_variety(tiles, real)
     adapter = known.path("lora/default")
     sampling = load_sampling(adapter).model_copy(update={"texture": texture, "variety": variety})
     (adapter / SETTINGS_FILE).write_text(sampling.model_dump_json() + "\n", encoding="utf-8")
     record = read_manifest(weights).components["lora/default"]
     how = {
         "tiles_per_tissue": per_tissue,
+        "tiles": dict(numbers),
         "seed": TEXTURE_SEED,
         "train": train.sha256,
         "of": list(texture),
@@ -319,6 +326,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="correct the texture by how N tiles of each tissue differ from those of PathMNIST train",
     )
     parser.add_argument(
+        "--texture-tiles",
+        type=_number,
+        action="append",
+        default=[],
+        metavar="CODE=N",
+        help="with --texture: fit that tissue on N tiles",
+    )
+    parser.add_argument(
         "--texture-strength",
         type=_strength,
         action="append",
@@ -336,6 +351,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only-copy", action="store_true", help="copy the models and measure nothing")
     return parser.parse_args(arguments)
+
+
+def _number(text: str) -> tuple[str, int]:
+    """The code of a tissue and a number of tiles, written `CODE=N`."""
+    code, _, number = text.partition("=")
+    if code not in CODES or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no CODE=N, as BACK=1000; codes are {', '.join(CODES)}"
+        )
+    return code, int(number)
 
 
 def _strength(text: str) -> tuple[str, float]:
@@ -378,7 +403,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.wordings:
             add_wordings(weights)
         if asked.texture:
-            add_texture(weights, asked.texture, dict(asked.texture_strength), asked.texture_variety, say)
+            numbers = dict(asked.texture_tiles)
+            strengths = dict(asked.texture_strength)
+            add_texture(weights, asked.texture, strengths, asked.texture_variety, say, numbers)
         if asked.near_copies:
             say("Indexing the training tiles")
             add_near_copies(weights)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pathsynth.realism import radial_spectrum
-from pathsynth.texture import Variety, correct, cosine_transform, log_amplitudes, rings
+from pathsynth.texture import Variety, correct, cosine_transform, log_strengths, rings
 from pathsynth.validator import from_model_range, to_model_range
 
 SMALLEST_GAIN: Final = 0.4
@@ -51,16 +51,13 @@ def fit_texture(generated: Tiles, real: Tiles, strength: float = 1.0) -> list[li
 
 
 def fit_variety(generated: Tiles, real: Tiles) -> Variety:
-    """Quantiles of the strengths of generated RGB tiles (N, S, S, 3) at 1 to S / 2 cycles a tile, as they are
-    after the matrices where there are any, beside those of real ones (M, S, S, 3).
+    """Quantiles of the strengths of generated RGB tiles (N, S, S, 3), as they are before any matrices, beside
+    those of real ones (M, S, S, 3).
     """
     shares = np.linspace(0, 1, _QUANTILES)
 
-    def quantiles(tiles: Tiles) -> list[list[float]]:
-        spectrum = cosine_transform(to_model_range(tiles))
-        found: list[list[float]] = (
-            np.quantile(log_amplitudes(spectrum, tiles.shape[1] // 2), shares, axis=0).T.round(4).tolist()
-        )
+    def quantiles(tiles: Tiles) -> list[float]:
+        found: list[float] = np.quantile(log_strengths(to_model_range(tiles)), shares).round(4).tolist()
         return found
 
     return Variety(made=quantiles(generated), real=quantiles(real))

@@ -142,14 +142,18 @@ def test_an_adapter_keeps_the_correction_of_texture_that_it_was_trained_through(
     assert noted["sampling"]["texture"] == {}
 
 
-@pytest.mark.parametrize("text", ["STR", "STR=2", "XYZ=0.5", "STR=much", "STR=nan"])
-def test_a_share_of_a_correction_that_is_none_is_one_sentence(
-    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "text", "said"),
+    [("strength", text, "is no CODE=SHARE") for text in ("STR", "STR=2", "XYZ=0.5", "STR=much", "STR=nan")]
+    + [("tiles", text, "is no CODE=N") for text in ("BACK", "BACK=0", "XYZ=9", "BACK=many", "BACK=1.5")],
+)
+def test_a_share_or_a_number_of_tiles_that_is_none_is_one_sentence(
+    tmp_path: Path, option: str, text: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        release.main([str(tmp_path), "--texture", "2", "--texture-strength", text])
+        release.main([str(tmp_path), "--texture", "2", f"--texture-{option}", text])
     assert stopped.value.code == 2
-    assert "is no CODE=SHARE" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_the_texture_is_fitted_and_noted(
@@ -163,6 +167,7 @@ def test_the_texture_is_fitted_and_noted(
     monkeypatch.setattr("pathsynth.training.texture.SMALLEST_GAIN", 0.0)
     monkeypatch.setattr("pathsynth.training.texture.LARGEST_GAIN", 100.0)
     how = ["--texture-strength", "STR=0", "--texture-variety", "BACK", "--texture-variety", "DEB"]
+    how += ["--texture-tiles", "BACK=3"]
     asked = [str(target), "--texture", "2", *how, "--only-copy"]
     assert release.main(asked) == 0
     after = Weights(target).manifest
@@ -172,6 +177,7 @@ def test_the_texture_is_fitted_and_noted(
     assert noted["texture"]["of"] == list(settings["texture"]) != []
     assert all(len(matrices) == 14 for matrices in settings["texture"].values())
     assert noted["texture"]["tiles_per_tissue"] == 2
+    assert noted["texture"]["tiles"] == {"BACK": 3}
     assert noted["texture"]["strengths"] == {"STR": 0.0}
     unchanged = {
         code for code, matrices in settings["texture"].items() if np.array_equal(matrices, [np.eye(3)] * 14)
@@ -179,7 +185,7 @@ def test_the_texture_is_fitted_and_noted(
     assert unchanged == {"STR"} & set(settings["texture"])
     assert noted["result"] == before.components["lora/default"]["result"]
     assert noted["texture"]["varied"] == list(settings["variety"]) == ["BACK", "DEB"]
-    assert all(len(each["made"]) == 14 for each in settings["variety"].values())
+    assert all(len(each["made"]) == 21 for each in settings["variety"].values())
     assert settings | {"texture": {}, "variety": {}} == noted["sampling"]
 
 

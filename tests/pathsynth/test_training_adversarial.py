@@ -320,7 +320,7 @@ def test_what_is_clipped_before_the_correction_still_gets_a_gradient(
 
 
 def test_tiles_are_judged_as_they_are_after_their_variety(encoder: TextEncoder, tmp_path: Path) -> None:
-    fainter = Variety(made=[[-9.0, 9.0]] * 14, real=[[-9.7, 8.3]] * 14)
+    fainter = Variety(made=[-9.0, 9.0], real=[-9.7, 8.3])
     sampling = Sampling(steps=4, guidance=1.0, variety={TISSUES[0].code: fainter})
     (tmp_path / SETTINGS_FILE).write_text(sampling.model_dump_json())
     task = task_of(encoder, adversarial=AdversarialConfig(rival_width=4, texture=tmp_path))
