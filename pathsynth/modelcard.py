@@ -130,8 +130,8 @@ _TRAINED_THROUGH = """ The
   adapter was trained through a correction of this kind: rival, validator and spectrum saw corrected tiles."""
 
 _VARIED = """\
-- How strong the texture is at each frequency was also mapped, tile by tile, to the strength of the real tile
-  of the same rank: {}. What there is in a tile stays, fainter or bolder."""
+- How strong the texture is was also mapped, before these factors and tile by tile, to the strength of the
+  real tile of the same rank: {}. What there is in a tile stays, fainter or bolder."""
 
 _PARTLY_CORRECTED = """\
 - Of the correction only a share is made where the whole would make the tissue harder to recognise: {}. The

@@ -357,9 +357,7 @@ def _number(text: str) -> tuple[str, int]:
     """The code of a tissue and a number of tiles, written `CODE=N`."""
     code, _, number = text.partition("=")
     if code not in CODES or not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no CODE=N, as BACK=1000; codes are {', '.join(CODES)}"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is no CODE=N, as BACK=1000; codes are {', '.join(CODES)}")
     return code, int(number)
 
 
