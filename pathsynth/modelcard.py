@@ -82,6 +82,12 @@ _LIMITS = """\
 - A verified tile is the right tissue to the validator; whether it would convince a pathologist was not
   studied."""
 
+_LOOKED_AT = """\
+- Looked at beside real tiles, the twelve first tiles of each sheet have the colours, the density and the
+  grain of their tissue. Of its architecture, lymphocytes show crowded small nuclei, mucus strands, stroma
+  wavy fibres, and muscle parallel ones in about half of them. Normal mucosa shows pale fields between dark
+  ones but no crypt with a lumen, the membranes of fat seldom close to cells, and the clefts of tumour are
+  not lined as the lumen of a gland is: such architecture cannot be taught from these tiles."""
 
 _OUTLIERS = """\
 - What refuses other images learnt from drawn pictures and from changed tiles, with patches moved about
@@ -214,6 +220,7 @@ def read_reports(folder: Path) -> tuple[dict[str, FullReport], dict[str, Compari
 def _limits(weights: Weights) -> Iterator[str]:
     yield _WITH_DETAIL if weights.has("detail") else _WITHOUT_DETAIL
     yield _LIMITS
+    yield _LOOKED_AT
     adapter = weights.manifest.components.get("lora/default", {})
     adversarial = adapter.get("config", {}).get("adversarial") or {}
     if adversarial.get("features"):

@@ -28,7 +28,9 @@ INSTRUCTIONS = (
     "only tiles that a classifier verified. generate_tissue_image draws tiles, view_image shows stored ones "
     "again, classify_image names the tissue in an image, list_tissues explains the nine, evaluate_model says "
     "how good generator and classifier are, read_report gives model card, reports and plots. Tell the reader "
-    "that tiles are synthetic and not for diagnosis; when `verified` is false, say so."
+    "that tiles are synthetic and not for diagnosis; when `verified` is false, say so. Tiles have colours, "
+    "density and grain of the tissue, but seldom its architecture: point out crypts, glands or whole fat "
+    "cells only where you see them."
 )
 
 

@@ -127,9 +127,10 @@ def test_data_licence_limits_and_training_are_told(folder: Path) -> None:
         "CC BY 4.0",
         "arXiv 2506.00786",
         "## Limits",
+        "no crypt with a lumen",
         '"steps": 4321',
     ):
-        assert needed in text
+        assert needed in " ".join(text.split())
 
 
 def test_the_card_says_when_the_adapter_was_taught_by_a_rival_that_sees_what_the_validator_sees(

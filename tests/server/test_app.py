@@ -30,6 +30,7 @@ async def test_the_instructions_name_the_tools_and_forbid_diagnosis(client: Clie
     assert client.instructions is not None
     assert [tool for tool in TOOLS if tool not in client.instructions] == []
     assert "not for diagnosis" in client.instructions
+    assert "only where you see them" in client.instructions
 
 
 async def test_the_tools_have_their_final_names_in_a_fixed_order(client: Client) -> None:
