@@ -171,8 +171,8 @@ def add_texture(
     per_tissue: int,
     strengths: Mapping[str, float],
     varied: Collection[str],
+    numbers: Mapping[str, int],
     say: Say,
-    numbers: Mapping[str, int] | None = None,
 ) -> None:
     """Correct the texture by how `per_tissue` first tiles of each tissue differ from those of PathMNIST
     train, wholly or by the share in `strengths`, by the code of a tissue; for the tissues whose codes are in
@@ -194,7 +194,6 @@ def add_texture(
     generator, encoder, train = Generator.load(known), TextEncoder(), load_split("train")
     texture: dict[str, list[list[list[float]]]] = {}
     variety: dict[str, Variety] = {}
-    numbers = numbers or {}
     for tissue in TISSUES:
         say(f"Fitting the texture: {tissue.label}")
         made, asked = [], wordings.get(tissue.code, [tissue.label])
@@ -401,9 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.wordings:
             add_wordings(weights)
         if asked.texture:
-            numbers = dict(asked.texture_tiles)
-            strengths = dict(asked.texture_strength)
-            add_texture(weights, asked.texture, strengths, asked.texture_variety, say, numbers)
+            strengths, numbers = dict(asked.texture_strength), dict(asked.texture_tiles)
+            add_texture(weights, asked.texture, strengths, asked.texture_variety, numbers, say)
         if asked.near_copies:
             say("Indexing the training tiles")
             add_near_copies(weights)
