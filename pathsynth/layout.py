@@ -64,12 +64,22 @@ def step_times(steps: int) -> list[float]:
     return times
 
 
-def set_steps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> None:
-    """Set a scheduler to `steps` equal steps from noise to data. Left to itself, it takes the last but one to
-    a thousandth, and the last one is wasted.
+def sketched(tiles: torch.Tensor, edge: int) -> torch.Tensor:
+    """Sketches (N, C, edge, edge) of tiles (N, C, S, S): the mean colours of equal parts of a tile."""
+    return F.adaptive_avg_pool2d(tiles, edge)
+
+
+def enlarged(sketches: torch.Tensor, edge: int) -> torch.Tensor:
+    """Smooth tiles (N, C, edge, edge) that show what is in sketches (N, C, s, s)."""
+    return F.interpolate(sketches, (edge, edge), mode="bicubic", align_corners=False)
+
+
+def set_steps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, done: int = 0) -> None:
+    """Set a scheduler to `steps` equal steps from noise to data, less those that are `done`. Left to itself,
+    it takes the last but one to a thousandth, and the last one is wasted.
     """
     if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(sigmas=step_times(steps))
+        scheduler.set_timesteps(sigmas=step_times(steps)[done:])
     else:
         scheduler.set_timesteps(steps)
 
@@ -189,8 +199,9 @@ class LayoutPipeline(DiffusionPipeline):
         guidance_scale: float = DEFAULT_GUIDANCE,
         on_step: StepCallback | None = None,
         guidance_interval: tuple[float, float] = ALL_TIMES,
+        sketches: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One tile per generator: float (N, 3, 28, 28) in [-1, 1].
+        """One tile per generator: float (N, 3, S, S) in [-1, 1], as large as the network was made for.
 
         Args:
             context: text of each tile (N), or of all of them (1).
@@ -202,18 +213,23 @@ class LayoutPipeline(DiffusionPipeline):
             guidance_scale: 1 turns guidance off.
             on_step: called before each step with (steps done, steps); may raise to stop.
             guidance_interval: times in [0, 1], 1 being pure noise, between which there is guidance.
+            sketches: one per tile (N, 3, s, s) in [-1, 1], in place of the first step.
         """
         device, fold = self._execution_device, fold_size(self.unet)
-        noise = [torch.randn(3, TILE_SIZE, TILE_SIZE, generator=generator) for generator in generators]
+        edge = fold * int(self.unet.config.get("sample_size") or TILE_SIZE // fold)
+        noise = torch.stack([torch.randn(3, edge, edge, generator=each) for each in generators])
 
         def velocity(noisy: torch.Tensor, time: torch.Tensor, text: TextContext) -> torch.Tensor:
             return predict_velocity(self.unet, fold, noisy, time, text)
 
-        set_steps(self.scheduler, num_inference_steps)
+        set_steps(self.scheduler, num_inference_steps, 0 if sketches is None else 1)
+        if sketches is not None:
+            level = float(self.scheduler.timesteps[0]) / TIME_SCALE
+            noise = (1 - level) * self.standardise(enlarged(sketches, edge)) + level * noise
         tiles = sample_flow(
             self.scheduler,
             velocity,
-            torch.stack(noise).to(device),
+            noise.to(device),
             context,
             unconditional,
             guidance_scale,

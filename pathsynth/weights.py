@@ -18,7 +18,7 @@ from pathsynth.errors import WeightsError
 
 WEIGHTS_VARIABLE = "PATHSYNTH_WEIGHTS"
 MANIFEST = "manifest.json"
-TILE_PARTS: Final = ("layout", "lora/default", "contexts", "wordings")  # what first tiles come from
+TILE_PARTS: Final = ("layout", "sketch", "lora/default", "contexts", "wordings")  # what first tiles come from
 _NOT_LISTED = {MANIFEST, "MODEL_CARD.md"}
 _EARLIER_KEPT = 12
 _LOADING_FAILED = (

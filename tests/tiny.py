@@ -51,6 +51,28 @@ def pipeline(fold: int = 1, seed: int = 0) -> LayoutPipeline:
     return made
 
 
+SKETCH_EDGE = 7
+
+
+def sketch_unet_config() -> dict[str, Any]:
+    """Arguments of a network of toy size for sketches."""
+    return unet_config() | {
+        "sample_size": SKETCH_EDGE,
+        "block_out_channels": (8,),
+        "down_block_types": ("DownBlock2D",),
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ("UpBlock2D",),
+    }
+
+
+def sketcher(seed: int = 0) -> LayoutPipeline:
+    """An untrained pipeline of toy size for sketches."""
+    torch.manual_seed(seed)
+    made = new_pipeline(UNet2DConditionModel(**sketch_unet_config()), (0.4, 0.1, 0.3), (0.4, 0.4, 0.4))
+    made.unet.eval()
+    return made
+
+
 DETAIL_CHANNELS = 2
 AUTOENCODER_CHANNELS = (16, 16, 16)
 

@@ -39,8 +39,10 @@ from pathsynth.generator import load_sampling
 from pathsynth.layout import (
     TIME_SCALE,
     LayoutPipeline,
+    enlarged,
     pooled_text,
     predict_velocity,
+    sketched,
 )
 from pathsynth.realism import neighbourhoods
 from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
@@ -49,7 +51,7 @@ from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, tile_power
-from pathsynth.training.wording import asked_by, attributes_of, distance_from_wording
+from pathsynth.training.wording import asked_by, attributes_of, directions_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
 _SHIFT = 3
@@ -207,12 +209,15 @@ class AdversarialLoraTask(LoraTask):
         self.rival = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
         how = self.adversarial
-        self._steps = FewSteps(how.steps, how.first_step, how.on_policy)
+        self._steps = FewSteps(
+            how.steps, how.first_step, how.on_policy, None if how.sketch is None else self._sketch
+        )
+        steps = len(self._steps.times)
         self._wanted = torch.stack([self._power_of(tissue.index) for tissue in TISSUES])
-        self._power = self._wanted.repeat(self.adversarial.steps, 1, 1)
+        self._power = self._wanted.repeat(steps, 1, 1)
         self._spread: TissueSpread | None = None
         if self.adversarial.spread:
-            self._spread = TissueSpread([self._known(t.index) for t in TISSUES], self.adversarial.steps)
+            self._spread = TissueSpread([self._known(t.index) for t in TISSUES], steps)
         self._prompts = self.captions([tissue.prompt for tissue in TISSUES])
         self._texture: TextureCorrection | None = None
         if how.texture is not None:
@@ -244,6 +249,10 @@ class AdversarialLoraTask(LoraTask):
         clipped = made + (plain - made).detach()
         return clipped + self.pipeline.standardise(self._textured(tiles, tissues)) - plain
 
+    def _sketch(self, data: torch.Tensor) -> torch.Tensor:
+        """What sketches of standardised tiles (N, 3, 28, 28) show, as large as those."""
+        return enlarged(sketched(data, self.adversarial.sketch or 1), data.shape[-1])
+
     def _power_of(self, tissue: int) -> torch.Tensor:
         """Mean power (14,) of at most 1,000 training tiles of a tissue."""
         chosen = np.flatnonzero(self.train.labels == tissue)
@@ -259,11 +268,15 @@ class AdversarialLoraTask(LoraTask):
             return self._kinds(data, self._show(data, torch.Generator().manual_seed(tissue)))
 
     def _kinds(self, made: torch.Tensor, shown: Shown) -> list[torch.Tensor]:
-        """What variety is measured by, each (N, F): power, attributes, and mean features where there are."""
+        """What variety is measured by, each (N, F): power, attributes, directions where configured, and mean
+        features where there are.
+        """
         tiles = self.pipeline.restore(made)
+        scales = self.adversarial.spread_scales
         return [
             tile_power(tiles).log(),
             attributes_of(tiles)[0],
+            *([directions_of(tiles, scales)] if scales else []),
             *(each.mean((2, 3)) for each in shown.features),
         ]
 
@@ -349,9 +362,12 @@ class AdversarialLoraTask(LoraTask):
         """Hinge loss of the rival on the tiles that `loss` has just made and on the real ones."""
         return self._contest.rival_loss(rival)
 
-    def sample(self, model: nn.Module, context: TextContext, generator: torch.Generator) -> torch.Tensor:
-        """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained."""
-        like = torch.empty(len(context), 3, *self.train.images.shape[1:3])
+    def sample(
+        self, model: nn.Module, context: TextContext, like: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained; where they start
+        from sketches, from those of standardised tiles `like` (N, 3, 28, 28).
+        """
         made = self._steps.sample(like, self._maker(model, context), generator)
         return self.pipeline.restore(made)
 
@@ -364,15 +380,16 @@ class AdversarialLoraTask(LoraTask):
         real: list[npt.NDArray[np.uint8]] = []
         with torch.inference_mode():
             for tissue in TISSUES:
-                context = self._prompts[tissue.index : tissue.index + 1].repeat(_EVALUATED_PER_TISSUE)
-                made = self.sample(model, context, generator)
+                shown = random.permutation(np.flatnonzero(self.val.labels == tissue.index))
+                real.append(self.val.images[shown[:_EVALUATED_PER_TISSUE]])
+                context = self._prompts[tissue.index : tissue.index + 1].repeat(len(real[-1]))
+                like = self.pipeline.standardise(to_model_range(real[-1]))
+                made = self.sample(model, context, like, generator)
                 labels = torch.full((len(made),), tissue.index, device=made.device)
                 tiles.append(from_model_range(self._textured(made, labels)))
-                shown = np.flatnonzero(self.val.labels == tissue.index)
-                real.append(self.val.images[random.permutation(shown)[: len(tiles[-1])]])
         shown_tiles, known = np.concatenate(tiles), np.concatenate(real)
         named = self._validator.probabilities(shown_tiles).argmax(1).numpy()
-        asked = np.repeat(np.arange(len(TISSUES)), _EVALUATED_PER_TISSUE)
+        asked = np.repeat(np.arange(len(TISSUES)), [len(each) for each in tiles])
         near = neighbourhoods(
             features_of(self._validator.model, known).numpy(),
             features_of(self._validator.model, shown_tiles).numpy(),

@@ -9,7 +9,7 @@ import torch
 
 from pathsynth.text import TextContext, TextEncoder
 
-_CACHE_SIZE = 20_000
+_CACHE_SIZE = 50_000
 
 
 class CaptionEncoder:

@@ -132,7 +132,12 @@ class Bench:
         if style == "label":
             contexts = self._encoder.encode([*(tissue.label for tissue in TISSUES), ""])
         generator = Generator.adapted(
-            self._weights.path("layout"), adapter.folder, adapter.sampling, contexts, wordings
+            self._weights.path("layout"),
+            adapter.folder,
+            adapter.sampling,
+            contexts,
+            wordings,
+            None if adapter.sampling.sketch is None else self._weights.path("sketch"),
         )
 
         def propose(tissue: Tissue, seeds: Sequence[int]) -> Any:

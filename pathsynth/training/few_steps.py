@@ -14,6 +14,7 @@ from pathsynth.layout import step_times
 
 # From noisy data (M, C, H, W) at times (M,) in [0, 1], and which (N,) of the batch they are, to data.
 Make = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Sketch = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,38 +42,50 @@ def noised(data: torch.Tensor, time: torch.Tensor, generator: torch.Generator) -
 
 
 class FewSteps:
-    """A number of steps; `first` is the share of a batch that starts from noise alone (the other steps share
-    the rest), `on_policy` the share of those that start from what the step before makes.
+    """A number of steps; `first` is the share of a batch that takes the first of them (the others share the
+    rest), `on_policy` the share of later ones that start from what the step before makes.
+
+    The first starts from noise alone. With `sketch`, which says what little of data (N, C, H, W) is known
+    beforehand, that takes its place, and the first is the one after, from there.
     """
 
-    def __init__(self, steps: int, first: float, on_policy: float) -> None:
-        self.times = torch.tensor(step_times(steps))
-        self._on_policy = on_policy
-        self._chances = torch.ones(steps)
-        if steps > 1:
-            self._chances[1:] = (1 - first) / (steps - 1)
+    def __init__(self, steps: int, first: float, on_policy: float, sketch: Sketch | None = None) -> None:
+        self.times = torch.tensor(step_times(steps)[0 if sketch is None else 1 :])
+        self._on_policy, self._sketch = on_policy, sketch
+        self._chances = torch.ones(len(self.times))
+        if len(self.times) > 1:
+            self._chances[1:] = (1 - first) / (len(self.times) - 1)
             self._chances[0] = first
 
     def noise(self, data: torch.Tensor, make: Make, generator: torch.Generator) -> Noised:
         """A batch (N, C, H, W) of real data, noised for training; `make` is called without gradients."""
         step = torch.multinomial(self._chances, len(data), replacement=True, generator=generator)
         own = (step > 0) & (torch.rand(len(data), generator=generator) < self._on_policy)
-        start, where = data, own.to(data.device)
+        start, where = self._before(data, step), own.to(data.device)
         if own.any():
             before = self.times[step[own] - 1].to(data.device)
-            start = data.clone()
+            known = self._before(data[where], step[own] - 1)
+            start = start.clone()
             with torch.no_grad():
-                start[where] = make(noised(data[where], before, generator), before, where)
+                start[where] = make(noised(known, before, generator), before, where)
         time = self.times[step].to(data.device)
         return Noised(noised(start, time, generator), time, step, where)
+
+    def _before(self, data: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """What is noised for steps (N,): data (N, C, H, W), or their sketches before the first."""
+        if self._sketch is None:
+            return data
+        first = (step == 0).to(data.device).view(-1, 1, 1, 1)
+        return torch.where(first, self._sketch(data), data)
 
     def sample(
         self, like: torch.Tensor, make: Make, generator: torch.Generator, steps: int | None = None
     ) -> torch.Tensor:
-        """Data from noise, of the shape of `like` (N, C, H, W), in all steps or the first `steps` of them.
-        Where gradients are wanted, only the last of those has them.
+        """Data of the shape of `like` (N, C, H, W) from noise, or from the sketches of `like`, in all steps
+        or the first `steps` of them. Where gradients are wanted, only the last of those has them.
         """
-        made, everything = torch.zeros_like(like), torch.ones(len(like), dtype=torch.bool, device=like.device)
+        made = torch.zeros_like(like) if self._sketch is None else self._sketch(like)
+        everything = torch.ones(len(like), dtype=torch.bool, device=like.device)
         times, wanted = self.times[:steps].to(like.device), torch.is_grad_enabled()
         for i, time in enumerate(times, 1):
             with torch.set_grad_enabled(wanted and i == len(times)):

@@ -5,9 +5,10 @@ times drawn from a logit-normal (Esser et al., *Scaling Rectified Flow Transform
 what is trainable and in the text.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal, Self
@@ -21,7 +22,16 @@ from diffusers.training_utils import compute_loss_weighting_for_sd3
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
@@ -32,7 +42,16 @@ from pathsynth.attributes import caption, phrases
 from pathsynth.data import Split, load_split
 from pathsynth.errors import TrainingError
 from pathsynth.generator import Sampling, load_pipeline
-from pathsynth.layout import LORA_FILE, TIME_SCALE, LayoutPipeline, fold_size, new_pipeline, predict_velocity
+from pathsynth.layout import (
+    LORA_FILE,
+    TILE_SIZE,
+    TIME_SCALE,
+    LayoutPipeline,
+    fold_size,
+    new_pipeline,
+    predict_velocity,
+    sketched,
+)
 from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training.augment import dihedral
@@ -64,6 +83,29 @@ class FlowConfig(BaseModel):
         if float(torch.rand((), generator=generator)) < self.keep_all_attributes:
             return caption(words)
         return caption(words, (torch.rand(len(words), generator=generator) < self.keep_attribute).tolist())
+
+    def prompts(
+        self,
+        tiles: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        style: PromptStyle,
+        generator: torch.Generator,
+    ) -> list[str]:
+        """Label or domain prompt of each tile, with attributes for half of the tiles where the style asks
+        for them.
+        """
+        texts = [
+            TISSUES[label].label if style == "label" else TISSUES[label].prompt for label in labels.tolist()
+        ]
+        if style != "domain+attributes":
+            return texts
+        result = []
+        for text, words in zip(texts, phrases(tiles), strict=True):
+            extra = ""
+            if float(torch.rand((), generator=generator)) < 0.5:
+                extra = self.attributes_of(words, generator)
+            result.append(f"{text}; {extra}" if extra else text)
+        return result
 
     def dropped(self, texts: Sequence[str], generator: torch.Generator) -> list[str]:
         """The texts, a random part of them empty."""
@@ -116,6 +158,11 @@ class AdversarialConfig(BaseModel):
         ge=0,
         description="Weight of the energy distance between the tiles made of a tissue and real ones.",
     )
+    spread_scales: list[NonNegativeFloat] = Field(
+        default_factory=list,
+        description="Widths in px of blurs after which that distance also sees which way tiles run, and how "
+        "strongly.",
+    )
     recognition: float = Field(
         default=0.0,
         ge=0,
@@ -131,6 +178,10 @@ class AdversarialConfig(BaseModel):
         default_factory=list, description="Layers of the validator whose features the rival sees too."
     )
     rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
+    sketch: PositiveInt | None = Field(
+        default=None,
+        description="Edge in px of sketches, from which tiles start in place of the first step.",
+    )
     texture: Path | None = Field(
         default=None,
         description="Folder of an adapter whose correction of texture tiles go through before they are "
@@ -152,6 +203,9 @@ class BaseConfig(BaseModel):
         "of the run; a class embedding it lacks starts without effect.",
     )
     alignment: AlignmentConfig | None = None
+    prompt_style: PromptStyle | None = Field(
+        default=None, description="How captions name the tissue; not at all, and attributes alone, if None."
+    )
     unet: dict[str, Any] | None = Field(default=None, description="Arguments of UNet2DConditionModel.")
     transformer: dict[str, Any] | None = Field(
         default=None, description="Arguments of PatchTransformer, in place of a U-Net."
@@ -164,6 +218,14 @@ class BaseConfig(BaseModel):
         if self.transformer is not None and self.alignment is not None:
             raise ValueError("aligns a `unet`, not a `transformer`")
         return self
+
+    @property
+    def edge(self) -> int:
+        """Edge in px of what the network makes: tiles, or where it is less, sketches of them."""
+        edge = (self.unet or {}).get("sample_size")
+        return (
+            TILE_SIZE if edge is None else int(edge) * math.isqrt(int((self.unet or {})["in_channels"]) // 3)
+        )
 
     def network(self) -> UNet2DConditionModel | PatchTransformer:
         """The network, untrained. Raises TrainingError when it does not take these arguments."""
@@ -351,7 +413,8 @@ class BaseTask(FlowTask):
         torch.manual_seed(config.optim.seed)
         train = train or load_split("train")
         val = val or load_split("val")
-        sample = to_model_range(train.images[:: max(1, len(train) // 4096)])
+        self._edge, self._prompt_style = config.edge, config.prompt_style
+        sample = sketched(to_model_range(train.images[:: max(1, len(train) // 4096)]), self._edge)
         # One common deviation: channels keep their ratio, so colour is not stretched.
         mean, std = sample.mean(dim=(0, 2, 3)).tolist(), [float(sample.std())] * 3
         pipeline = new_pipeline(config.network(), mean, std)
@@ -368,8 +431,18 @@ class BaseTask(FlowTask):
             features = sum(seen.shape[1] for seen in self.classifier(sample[:2]).values())
             self.model = AlignedUnet(pipeline.unet, self.alignment.width, features)
 
+    def describe(
+        self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
+    ) -> list[str]:
+        """One caption per tile, before text is dropped."""
+        if self._prompt_style is None:
+            return super().describe(tiles, labels, generator)
+        return self.flow.prompts(tiles, labels, self._prompt_style, generator)
+
     def loss(self, model: nn.Module, batch: FlowBatch, generator: torch.Generator) -> torch.Tensor:
         """The flow-matching loss, and with `alignment` the distance to the classifier's features."""
+        if batch.tiles.shape[-1] != self._edge:
+            batch = replace(batch, tiles=sketched(batch.tiles, self._edge))
         flow = super().loss(model, batch, generator)
         if self.alignment is None or not model.training:
             return flow
@@ -496,22 +569,8 @@ class LoraTask(FlowTask):
     def describe(
         self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
     ) -> list[str]:
-        """Label or domain prompt of each tile, with attributes for half of the tiles where the style asks
-        for them.
-        """
-        style = self.config.prompt_style
-        texts = [
-            TISSUES[label].label if style == "label" else TISSUES[label].prompt for label in labels.tolist()
-        ]
-        if style != "domain+attributes":
-            return texts
-        result = []
-        for text, words in zip(texts, phrases(tiles), strict=True):
-            extra = ""
-            if float(torch.rand((), generator=generator)) < 0.5:
-                extra = self.flow.attributes_of(words, generator)
-            result.append(f"{text}; {extra}" if extra else text)
-        return result
+        """One caption per tile, before text is dropped."""
+        return self.flow.prompts(tiles, labels, self.config.prompt_style, generator)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The averaged adapter alone, in half precision, as `load_lora_adapter` reads it."""

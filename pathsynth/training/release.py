@@ -24,7 +24,7 @@ from PIL import Image
 from pathsynth.attributes import caption, phrases
 from pathsynth.data import load_split
 from pathsynth.errors import PathSynthError, TrainingError
-from pathsynth.generator import SETTINGS_FILE, Sampling, load_sampling
+from pathsynth.generator import SETTINGS_FILE, Sampling, SketchSampling, load_sampling
 from pathsynth.images import contact_sheet, upscale
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LORA_FILE
 from pathsynth.modelcard import write_model_card
@@ -109,19 +109,28 @@ def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None
     write_manifest(weights, {f"lora/{name}": record | noted})
 
 
-def trained_sampling(run: Path) -> Sampling | None:
+def trained_sampling(run: Path, sketch: SketchSampling | None = None) -> Sampling | None:
     """The sampling that the adapter of a finished run was trained for, with the correction of texture that it
-    was trained through, or that its configuration names.
+    was trained through, or that its configuration names. `sketch` says how to make sketches, where it starts
+    from those.
 
     Raises:
-        TrainingError: the run is not finished.
+        TrainingError: the run is not finished, or starts from sketches and `sketch` is not given, or the
+            other way round.
         WeightsError: the correction is not where the run had it.
     """
     config = read_run(run)["config"]
     if (adversarial := config.get("adversarial")) is not None:
         corrected = adversarial.get("texture")
         texture = {} if corrected is None else load_sampling(run.absolute().parent / corrected).texture
-        return Sampling(steps=int(adversarial["steps"]), guidance=1.0, stochastic=True, texture=texture)
+        if (adversarial.get("sketch") is None) != (sketch is None):
+            raise TrainingError(
+                f"{run} was trained to start from {'noise' if sketch else 'sketches'}; "
+                f"{'leave out' if sketch else 'give'} --sketch-steps."
+            )
+        return Sampling(
+            steps=int(adversarial["steps"]), guidance=1.0, stochastic=True, texture=texture, sketch=sketch
+        )
     return None if config.get("sampling") is None else Sampling.model_validate(config["sampling"])
 
 
@@ -291,6 +300,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--judge", type=Path, help="finished run of `pathsynth train judge`")
     parser.add_argument("--base", type=Path, help="finished run of `pathsynth train base`")
+    parser.add_argument("--sketch", type=Path, help="finished run of `pathsynth train base` on sketches")
+    parser.add_argument(
+        "--sketch-steps", type=int, help="with an adapter that starts from sketches: denoising steps for one"
+    )
+    parser.add_argument("--sketch-guidance", type=float, default=1.0, help="the guidance scale of sketches")
     parser.add_argument("--detail", type=Path, help="finished run of `pathsynth train detail`")
     parser.add_argument("--adapter", help="NAME=finished run of `pathsynth train lora`; `default` is used")
     parser.add_argument(
@@ -389,13 +403,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 add_model(weights, name, run, name)
         if asked.base:
             add_model(weights, "layout", asked.base, "layout")
+        if asked.sketch:
+            add_model(weights, "sketch", asked.sketch, "layout")
         if asked.detail:
             add_detail(weights, asked.detail)
         if asked.adapter:
             name, _, run = asked.adapter.partition("=")
             low, high = asked.guidance_interval
             chosen = Sampling(steps=asked.steps, guidance=asked.guidance, guidance_interval=(low, high))
-            add_adapter(weights, name, Path(run), trained_sampling(Path(run)) or chosen)
+            sketch = None
+            if asked.sketch_steps:
+                sketch = SketchSampling(steps=asked.sketch_steps, guidance=asked.sketch_guidance)
+            add_adapter(weights, name, Path(run), trained_sampling(Path(run), sketch) or chosen)
         add_contexts(weights)
         if asked.wordings:
             add_wordings(weights)

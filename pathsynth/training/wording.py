@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 from pathsynth.attributes import ATTRIBUTES, NUCLEAR_RED_BELOW, ORIENTATIONS, WHITE_ABOVE
 
@@ -66,12 +67,7 @@ def attributes_of(tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rgb = tiles.float().add(1).mul(0.5)
     grey = rgb.mean(1)
     contrast = grey.var((1, 2), correction=0).add(1e-8).sqrt()
-    rows, columns = torch.gradient(grey, dim=(1, 2))
-    along_x, along_y = columns.square().mean((1, 2)), rows.square().mean((1, 2))
-    across = (columns * rows).mean((1, 2))
-    energy = along_x + along_y
-    # Perpendicular to the gradient, and upright, as rows grow downwards: the doubled angle turns twice.
-    direction = torch.stack([along_y - along_x, 2 * across], dim=1) / (energy + 1e-6).unsqueeze(1)
+    direction, energy = _direction(grey)
     values = [
         grey.mean((1, 2)),
         (rgb[:, 0] - rgb[:, 2]).mean((1, 2)),
@@ -82,6 +78,32 @@ def attributes_of(tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         direction.square().sum(1).add(1e-10).sqrt(),
     ]
     return torch.stack(values, dim=1), direction
+
+
+def directions_of(tiles: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+    """The direction (N, 2 K) of tiles (N, 3, S, S) in [-1, 1] as in `attributes_of`, after Gaussian blurs of
+    each of K widths in px, 0 for none: at a larger scale, that of coarser structure.
+    """
+    grey = tiles.float().add(1).mul(0.5).mean(1)
+    return torch.cat([_direction(_blurred(grey, scale))[0] for scale in scales], dim=1)
+
+
+def _direction(grey: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Direction (N, 2) of grey tiles (N, S, S), and the mean square of their gradient (N,)."""
+    rows, columns = torch.gradient(grey, dim=(1, 2))
+    along_x, along_y = columns.square().mean((1, 2)), rows.square().mean((1, 2))
+    across = (columns * rows).mean((1, 2))
+    energy = along_x + along_y
+    # Perpendicular to the gradient, and upright, as rows grow downwards: the doubled angle turns twice.
+    return torch.stack([along_y - along_x, 2 * across], dim=1) / (energy + 1e-6).unsqueeze(1), energy
+
+
+def _blurred(grey: torch.Tensor, scale: float) -> torch.Tensor:
+    """Grey tiles (N, S, S) after a Gaussian blur `scale` px wide, mirrored at the border."""
+    if scale == 0:
+        return grey
+    blurred: torch.Tensor = gaussian_blur(grey, 2 * math.ceil(3 * scale) + 1, scale)
+    return blurred
 
 
 def _share_above(excess: torch.Tensor) -> torch.Tensor:

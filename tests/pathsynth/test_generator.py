@@ -83,6 +83,42 @@ def test_loading_merges_the_adapter_and_reads_its_settings(generator: Generator,
     assert all(name.endswith(("to_q.weight", "to_v.weight")) for name in changed)
 
 
+def with_sketches(tiny_weights: Path, folder: Path) -> Path:
+    """Weights whose tiles start from sketches of 7 px."""
+    shutil.copytree(tiny_weights, folder)
+    tiny.sketcher().save_pretrained(folder / "sketch")
+    settings = {"steps": 3, "guidance": 1.0, "stochastic": True, "sketch": {"steps": 2, "guidance": 1.5}}
+    (folder / "lora" / "default" / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_manifest(folder, {"sketch": {}})
+    return folder
+
+
+def test_tiles_start_from_sketches_where_settings_say_so(tiny_weights: Path, tmp_path: Path) -> None:
+    folder = with_sketches(tiny_weights, tmp_path / "weights")
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    context = tiny.contexts(1)
+    tiles = Generator.load(Weights(folder)).propose(context, [3, 4], on_step=count)
+    assert steps == 2 * (2 + 2)
+    again = Generator.load(Weights(folder)).propose(context, [4])
+    assert np.array_equal(tiles[1], again[0])
+    tiny.sketcher(seed=8).save_pretrained(folder / "sketch")
+    write_manifest(folder, {})
+    assert not np.array_equal(Generator.load(Weights(folder)).propose(context, [4]), again)
+
+
+def test_sketches_that_are_not_there_are_one_sentence(tiny_weights: Path, tmp_path: Path) -> None:
+    folder = with_sketches(tiny_weights, tmp_path / "weights")
+    shutil.rmtree(folder / "sketch")
+    write_manifest(folder, {})
+    with pytest.raises(WeightsError, match="sketch"):
+        Generator.load(Weights(folder))
+
+
 def test_settings_say_whether_steps_draw_fresh_noise(
     generator: Generator, tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -14,9 +14,11 @@ from pathsynth.layout import (
     LORA_FILE,
     TILE_SIZE,
     LayoutPipeline,
+    enlarged,
     fold_size,
     predict_velocity,
     set_steps,
+    sketched,
 )
 from pathsynth.text import TextContext
 from tests import tiny
@@ -231,3 +233,43 @@ def test_stochastic_steps_draw_from_the_generator_of_each_tile_alone() -> None:
     torch.manual_seed(123)
     assert torch.equal(sample(made, context, (1,)), afresh)
     assert torch.allclose(sample(made, context, (2, 1))[1:], afresh, atol=1e-4)
+
+
+def test_sketches_leave_as_small_as_their_network_was_made_for() -> None:
+    made = sample(tiny.sketcher(), tiny.contexts(2), (1, 2))
+    assert made.shape == (2, 3, tiny.SKETCH_EDGE, tiny.SKETCH_EDGE)
+
+
+def test_a_sketch_has_the_mean_colours_of_its_parts_and_shows_them_when_enlarged() -> None:
+    halves = torch.cat([torch.full((1, 3, 28, 14), -0.5), torch.full((1, 3, 28, 14), 0.7)], dim=3)
+    sketch = sketched(halves, 4)
+    assert sketch[0, 0, 0].tolist() == pytest.approx([-0.5, -0.5, 0.7, 0.7])
+    large = enlarged(sketch, 28)
+    assert large.shape == halves.shape
+    assert sketched(large, 4)[0, 0, 1].tolist() == pytest.approx(sketch[0, 0, 1].tolist(), abs=0.15)
+
+
+def test_a_sketch_takes_the_place_of_the_first_step() -> None:
+    made, context = tiny.pipeline(), tiny.contexts(1)
+    made.sample_stochastically()
+    done: list[tuple[int, int]] = []
+
+    def tile(sketch: torch.Tensor | None) -> torch.Tensor:
+        result: torch.Tensor = made(
+            context,
+            EMPTY,
+            [torch.Generator().manual_seed(1)],
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            on_step=lambda *at: done.append(at),
+            sketches=sketch,
+        )
+        return result
+
+    plain = tile(None)
+    assert done == [(i, 4) for i in range(4)]
+    done.clear()
+    bright, dark = (tile(torch.full((1, 3, 7, 7), value)) for value in (0.9, -0.9))
+    assert done == 2 * [(i, 3) for i in range(3)]
+    assert bright.mean() > dark.mean() + 0.1
+    assert not torch.equal(plain, bright)

@@ -11,7 +11,7 @@ from PIL import Image
 from pathsynth import data
 from pathsynth.attributes import caption, phrases
 from pathsynth.data import Split, SplitName
-from pathsynth.generator import WORDINGS_FILE, Sampling, load_wordings
+from pathsynth.generator import WORDINGS_FILE, Generator, Sampling, load_wordings
 from pathsynth.records import Report
 from pathsynth.studio import Studio
 from pathsynth.tissues import CODES, TISSUES
@@ -74,6 +74,7 @@ def test_copied_runs_are_weights_that_say_how_they_were_trained(
         "stochastic": False,
         "texture": {},
         "variety": {},
+        "sketch": None,
     }
     assert weights.manifest.components["layout"]["result"] == {"step": 3}
     assert not (target / "reports").exists()
@@ -119,7 +120,34 @@ def test_an_adapter_trained_for_its_own_steps_is_sampled_in_them(
         "stochastic": True,
         "texture": {},
         "variety": {},
+        "sketch": None,
     }
+
+
+def test_an_adapter_that_starts_from_sketches_comes_with_what_makes_them(
+    tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"kind": "lora", "adversarial": {"steps": 4, "sketch": 7}}
+    (runs["adapter"] / RUN_FILE).write_text(json.dumps({"config": config, "result": {"step": 3}}))
+    target = tmp_path / "weights"
+    asked = [*arguments(target, runs), "--only-copy", "--sketch", str(runs["base"])]
+    assert release.main(asked) == 1
+    assert "start from sketches; give --sketch-steps" in capsys.readouterr().err
+    assert release.main([*asked, "--sketch-steps", "12", "--sketch-guidance", "1.5"]) == 0
+    settings = target / "lora" / "default" / "settings.json"
+    assert json.loads(settings.read_bytes())["sketch"] == {"steps": 12, "guidance": 1.5}
+    assert Weights(target).manifest.components["sketch"]["config"] == {"kind": "base"}
+    assert Generator.load(Weights(target)).propose(tiny.contexts(1), [1]).shape == (1, 28, 28, 3)
+
+
+def test_an_adapter_that_starts_from_noise_wants_no_sketches(
+    tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"kind": "lora", "adversarial": {"steps": 4}}
+    (runs["adapter"] / RUN_FILE).write_text(json.dumps({"config": config, "result": {"step": 3}}))
+    asked = [*arguments(tmp_path / "weights", runs), "--only-copy", "--sketch-steps", "12"]
+    assert release.main(asked) == 1
+    assert "start from noise; leave out --sketch-steps" in capsys.readouterr().err
 
 
 def test_an_adapter_keeps_the_correction_of_texture_that_it_was_trained_through(

@@ -20,7 +20,7 @@ from pathsynth.calibration import vector_scaling
 from pathsynth.data import Split
 from pathsynth.errors import TrainingError
 from pathsynth.generator import load_pipeline
-from pathsynth.layout import LORA_FILE, new_pipeline, predict_velocity
+from pathsynth.layout import LORA_FILE, new_pipeline, predict_velocity, sketched
 from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training import engine, read_config, start
@@ -388,6 +388,31 @@ def test_a_base_trains_from_scratch_and_loads_as_a_pipeline(encoder: TextEncoder
     pixels = to_model_range(train.images)
     assert list(pipeline.config.data_mean) == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-5)
     assert pipeline.standardise(pixels).std() == pytest.approx(1, abs=0.1)
+
+
+def test_a_base_of_sketches_learns_the_mean_colours_of_parts_under_prompts(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    config = BaseConfig(
+        kind="base",
+        optim=FLOW,
+        unet=tiny.sketch_unet_config(),
+        prompt_style="domain",
+        flow=FlowConfig(drop_text=0),
+    )
+    train = tiny.split("train", 36)
+    task = BaseTask(config, train, tiny.split("val", 18, seed=1), encoder)
+    batch = task.batch(4, torch.Generator().manual_seed(0))
+    assert set(batch.texts) <= {tissue.prompt for tissue in TISSUES}
+    state = run(task, FLOW, tmp_path)
+    assert math.isfinite(state.loss)
+    assert math.isfinite(state.metrics["val_loss"])
+    pipeline = load_pipeline(tmp_path / "layout")
+    sketches = sketched(to_model_range(train.images), tiny.SKETCH_EDGE)
+    assert pipeline.standardise(sketches).std() == pytest.approx(1, abs=0.1)
+    random = [torch.Generator().manual_seed(1)]
+    made = pipeline(tiny.contexts(1), tiny.contexts(1), random, num_inference_steps=2)
+    assert made.shape == (1, 3, tiny.SKETCH_EDGE, tiny.SKETCH_EDGE)
 
 
 TRANSFORMER = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 4}

@@ -10,7 +10,7 @@ from torch import nn
 
 from pathsynth.errors import TrainingError, WeightsError
 from pathsynth.generator import SETTINGS_FILE, Sampling
-from pathsynth.layout import LORA_FILE
+from pathsynth.layout import LORA_FILE, sketched
 from pathsynth.text import CONTEXT_WIDTH, TextEncoder
 from pathsynth.texture import Variety
 from pathsynth.tissues import TISSUES
@@ -235,14 +235,21 @@ def test_shifted_tiles_are_moved_by_at_most_three_pixels() -> None:
     assert set(offsets) == {-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0}
 
 
-def test_sampling_in_training_is_what_the_pipeline_does(encoder: TextEncoder) -> None:
-    task = task_of(encoder)
-    context = tiny.contexts(1)
+@pytest.mark.parametrize("edge", [None, 7], ids=["from noise", "from sketches"])
+def test_sampling_in_training_is_what_the_pipeline_does(edge: int | None, encoder: TextEncoder) -> None:
+    task = task_of(encoder, adversarial=AdversarialConfig(rival_width=4, sketch=edge))
+    context, tiles = tiny.contexts(1), to_model_range(tiny.split("val", 1).images)
     with torch.no_grad():
-        trained = task.sample(task.model, context, torch.Generator().manual_seed(7))
+        like = task.pipeline.standardise(tiles)
+        trained = task.sample(task.model, context, like, torch.Generator().manual_seed(7))
     task.pipeline.sample_stochastically()
     made = task.pipeline(
-        context, context, [torch.Generator().manual_seed(7)], num_inference_steps=4, guidance_scale=1.0
+        context,
+        context,
+        [torch.Generator().manual_seed(7)],
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        sketches=None if edge is None else sketched(tiles, edge),
     )
     assert torch.allclose(made, trained, atol=1e-4)
 
@@ -328,6 +335,38 @@ def test_tiles_are_judged_as_they_are_after_their_variety(encoder: TextEncoder, 
     used = task._as_used(made, torch.tensor([0, 8]))
     before, after = (task.pipeline.restore(each).std(dim=(2, 3)).mean(1) for each in (made, used))
     assert (after / before).tolist() == pytest.approx([math.exp(-0.7), 1], rel=0.02)
+
+
+def test_tiles_that_start_from_sketches_take_one_step_less(encoder: TextEncoder, tmp_path: Path) -> None:
+    task = task_of(encoder, adversarial=AdversarialConfig(rival_width=4, steps=4, sketch=7, first_step=0.999))
+    times: list[float] = []
+    network = task.model.forward
+
+    def asked(noisy: torch.Tensor, time: torch.Tensor, *others: object, **more: object) -> object:
+        times.extend(time.tolist())
+        return network(noisy, time, *others, **more)
+
+    task.model.forward = asked  # type: ignore[method-assign]
+    generator = torch.Generator().manual_seed(0)
+    assert torch.isfinite(task.loss(task.model, task.batch(4, generator), generator))
+    assert times == [750.0] * 4
+    flat = task.pipeline.standardise(torch.full((1, 3, 28, 28), 0.3))
+    assert torch.allclose(task._sketch(flat), flat, atol=1e-5)
+    figures = task.evaluate(task.model)
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_variety_may_see_which_way_tiles_run(encoder: TextEncoder) -> None:
+    plain, directed = (
+        task_of(encoder, adversarial=AdversarialConfig(rival_width=4, spread=1.0, spread_scales=scales))
+        for scales in ([], [0, 1.5])
+    )
+    tiles = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    kinds = [task._kinds(tiles, task._show(tiles, torch.Generator())) for task in (plain, directed)]
+    assert [tuple(kind.shape) for kind in kinds[1]] == [(2, 14), (2, 7), (2, 4)]
+    assert len(kinds[0]) == 2
+    generator = torch.Generator().manual_seed(0)
+    assert torch.isfinite(directed.loss(directed.model, directed.batch(4, generator), generator))
 
 
 def test_an_adapter_that_corrects_no_texture_is_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None:

@@ -88,3 +88,47 @@ def test_half_the_times_all_steps_are_taken_and_else_any_number_below() -> None:
     assert counts[1:4].tolist() == pytest.approx([100] * 3, abs=30)
     assert counts[4] == pytest.approx(300, abs=40)
     assert {FewSteps(1, 0.4, 0.5).up_to(random) for _ in range(5)} == {1}
+
+
+def of_half(data: torch.Tensor) -> torch.Tensor:
+    return 0.5 * data
+
+
+def test_with_sketches_the_first_step_starts_from_one() -> None:
+    data = torch.full((64, 3, 8, 8), 4.0)
+    steps, random = FewSteps(4, 0.5, 0.0, of_half), torch.Generator().manual_seed(0)
+    given = steps.noise(data, to_hundred, random)
+    assert given.time.tolist() == pytest.approx([0.75 - 0.25 * step for step in given.step.tolist()])
+    known = torch.where(given.step == 0, 2.0, 4.0) * (1 - given.time)
+    assert given.noisy.mean((1, 2, 3)).tolist() == pytest.approx(known.tolist(), abs=0.3)
+    assert given.step.bincount().tolist() == pytest.approx([32, 16, 16], abs=12)
+
+
+def test_what_is_made_of_a_sketch_leads_to_the_second_step() -> None:
+    seen: list[tuple[float, float]] = []
+
+    def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        seen.extend(zip(time.tolist(), noisy.mean((1, 2, 3)).tolist(), strict=True))
+        return noisy
+
+    data = torch.full((64, 3, 8, 8), 4.0)
+    FewSteps(4, 0.2, 1.0, of_half).noise(data, make, torch.Generator().manual_seed(0))
+    at_first = [mean for time, mean in seen if time == 0.75]
+    at_second = [mean for time, mean in seen if time == 0.5]
+    assert len(at_first) > 10
+    assert at_first == pytest.approx([0.5] * len(at_first), abs=0.3)
+    assert at_second == pytest.approx([2.0] * len(at_second), abs=0.3)
+
+
+def test_sampling_starts_from_a_sketch() -> None:
+    times: list[float] = []
+
+    def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        if not times:
+            assert noisy.mean() == pytest.approx(0.25 * 0.5 * 400, rel=0.05)
+        times.append(float(time[0]))
+        return noisy
+
+    data = torch.full((4, 3, 8, 8), 400.0)
+    FewSteps(4, 0.4, 0.5, of_half).sample(data, make, torch.Generator().manual_seed(5))
+    assert times == [0.75, 0.5, 0.25]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pathsynth.attributes import ATTRIBUTES, Attribute, caption, measure, phrases
-from pathsynth.training.wording import asked_by, attributes_of, distance_from_wording
+from pathsynth.training.wording import asked_by, attributes_of, directions_of, distance_from_wording
 from pathsynth.validator import to_model_range
 from tests import tiny
 
@@ -63,3 +63,13 @@ def test_lines_the_wrong_way_are_no_direction() -> None:
     )
     assert along == 0
     assert across > 1
+
+
+def test_a_larger_scale_sees_the_coarser_of_two_directions() -> None:
+    across, down = np.arange(28) % 14 < 7, np.arange(28) % 2 < 1
+    pixels = 60 + 80 * across[:, np.newaxis] + 90 * down[np.newaxis]  # broad rows, fine columns
+    lines = to_model_range(np.repeat(pixels[np.newaxis, :, :, np.newaxis], 3, axis=3).astype(np.uint8))
+    fine, coarse = directions_of(lines.roll(0), [0, 2]).view(2, 2)
+    assert fine.tolist() == pytest.approx(attributes_of(lines)[1][0].tolist())
+    assert coarse[0] > 0.9  # horizontal
+    assert coarse[0] > fine[0] + 0.1
