@@ -346,13 +346,19 @@ class AdversarialLoraTask(LoraTask):
         if config.attributes:
             wording = distance_from_wording(self.pipeline.restore(made), asked_by(batch.texts))
             total = total + config.attributes * wording
-        if config.spectrum:
-            total = total + config.spectrum * self._out_of_tune(made, given.step, labels)
+        # What is made of a real tile with little noise is like that, and would hide what sampling makes.
+        counted = given.sampled if config.on_policy else torch.ones_like(given.own)
+        rows = counted.cpu()
+        if config.spectrum and rows.any():
+            total = total + config.spectrum * self._out_of_tune(
+                made[counted], given.step[rows], labels[counted]
+            )
         shown = self._show(made, generator)
         if config.recognition:
             total = total + config.recognition * self._unsure(shown.pictures, labels)
-        if self._spread is not None:
-            total = total + config.spread * self._spread(self._kinds(made, shown), given.step, batch.labels)
+        if self._spread is not None and rows.any():
+            kinds = [kind[counted] for kind in self._kinds(made, shown)]
+            total = total + config.spread * self._spread(kinds, given.step[rows], batch.labels[rows])
         total = total - config.weight * self._contest.opinion(shown, text, labels)
         with torch.no_grad():
             self._contest.keep(self._show(data, generator), shown, text, labels)

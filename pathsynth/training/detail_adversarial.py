@@ -62,7 +62,7 @@ class AdversarialDetailConfig(BaseModel):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of the tiles of later steps that start from what the step before makes.",
+        description="Share of the tiles of later steps that start from what the steps before make.",
     )
     weight: float = Field(default=1.0, gt=0, description="Weight of what the rival says.")
     reconstruction: float = Field(

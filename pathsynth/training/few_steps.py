@@ -1,8 +1,8 @@
 """Noise to data in a few steps, each all the way: what is noised for training, and how to sample with it.
 
 Real data are noised to one of the times of the steps. Later steps may start from what the model itself made
-in the step before, as when sampling, in place of real data (Yin et al., *Improved Distribution Matching
-Distillation*, 2024).
+in all steps before, as when sampling, in place of real data (Yin et al., *Improved Distribution Matching
+Distillation*, 2024): what one step adds too much of, the next would add to.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,11 @@ class Noised:
     own: torch.Tensor
 
     @property
+    def sampled(self) -> torch.Tensor:
+        """Which (N,) start as when sampling: in the first step, or from what the model made."""
+        return self.own | (self.step == 0).to(self.own.device)
+
+    @property
     def left(self) -> torch.Tensor:
         """How much of real data is left in each (N,): the square of its level, 0 for what the model made."""
         return torch.where(self.own, 0.0, (1 - self.time).square())
@@ -43,7 +48,7 @@ def noised(data: torch.Tensor, time: torch.Tensor, generator: torch.Generator) -
 
 class FewSteps:
     """A number of steps; `first` is the share of a batch that takes the first of them (the others share the
-    rest), `on_policy` the share of later ones that start from what the step before makes.
+    rest), `on_policy` the share of later ones that start from what the steps before make.
 
     The first starts from noise alone. With `sketch`, which says what little of data (N, C, H, W) is known
     beforehand, that takes its place, and the first is the one after, from there.
@@ -63,11 +68,12 @@ class FewSteps:
         own = (step > 0) & (torch.rand(len(data), generator=generator) < self._on_policy)
         start, where = self._before(data, step), own.to(data.device)
         if own.any():
-            before = self.times[step[own] - 1].to(data.device)
-            known = self._before(data[where], step[own] - 1)
-            start = start.clone()
-            with torch.no_grad():
-                start[where] = make(noised(known, before, generator), before, where)
+            start = torch.where(where.view(-1, 1, 1, 1), self._before(data, torch.zeros_like(step)), start)
+            for i, time in enumerate(self.times[: int(step[own].max())]):
+                further = (own & (step > i)).to(data.device)
+                at = time.to(data.device).expand(int(further.sum()))
+                with torch.no_grad():
+                    start[further] = make(noised(start[further], at, generator), at, further)
         time = self.times[step].to(data.device)
         return Noised(noised(start, time, generator), time, step, where)
 

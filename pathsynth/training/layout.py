@@ -172,7 +172,7 @@ class AdversarialConfig(BaseModel):
         default=0.0,
         ge=0,
         le=1,
-        description="Share of the tiles of later steps that start from what the step before makes.",
+        description="Share of the tiles of later steps that start from what the steps before make.",
     )
     features: list[str] = Field(
         default_factory=list, description="Layers of the validator whose features the rival sees too."

@@ -346,7 +346,7 @@ def test_tiles_that_start_from_sketches_take_one_step_less(encoder: TextEncoder,
         times.extend(time.tolist())
         return network(noisy, time, *others, **more)
 
-    task.model.forward = asked  # type: ignore[method-assign]
+    task.model.forward = asked
     generator = torch.Generator().manual_seed(0)
     assert torch.isfinite(task.loss(task.model, task.batch(4, generator), generator))
     assert times == [750.0] * 4

@@ -21,6 +21,7 @@ def test_later_steps_start_from_data_or_from_what_was_made_before() -> None:
         from_model = given.noisy.mean((1, 2, 3)) > 15  # a quarter of 100 and noise, or at most 3 and noise
         assert from_model.tolist() == given.own.tolist()
         assert (given.left > 0).tolist() == (~given.own & (given.step > 0)).tolist()
+        assert given.sampled.tolist() == (given.own | (given.step == 0)).tolist()
         seen |= set(zip(given.step.tolist(), given.own.tolist(), strict=True))
     assert seen == {(0, False), *((step, own) for step in (1, 2, 3) for own in (False, True))}
 
@@ -104,20 +105,25 @@ def test_with_sketches_the_first_step_starts_from_one() -> None:
     assert given.step.bincount().tolist() == pytest.approx([32, 16, 16], abs=12)
 
 
-def test_what_is_made_of_a_sketch_leads_to_the_second_step() -> None:
-    seen: list[tuple[float, float]] = []
+def test_later_steps_start_from_what_all_steps_before_make() -> None:
+    asked: list[tuple[float, list[int], list[float]]] = []
 
     def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        seen.extend(zip(time.tolist(), noisy.mean((1, 2, 3)).tolist(), strict=True))
-        return noisy
+        asked.append((float(time[0]), torch.nonzero(where)[:, 0].tolist(), noisy.mean((1, 2, 3)).tolist()))
+        return torch.full_like(noisy, 100 * len(asked))
 
     data = torch.full((64, 3, 8, 8), 4.0)
-    FewSteps(4, 0.2, 1.0, of_half).noise(data, make, torch.Generator().manual_seed(0))
-    at_first = [mean for time, mean in seen if time == 0.75]
-    at_second = [mean for time, mean in seen if time == 0.5]
-    assert len(at_first) > 10
-    assert at_first == pytest.approx([0.5] * len(at_first), abs=0.3)
-    assert at_second == pytest.approx([2.0] * len(at_second), abs=0.3)
+    steps, random = FewSteps(4, 0.2, 1.0, of_half), torch.Generator().manual_seed(0)
+    given = steps.noise(data, make, random)
+    (at_first, later, from_sketches), (at_second, last, from_first) = asked
+    assert (at_first, at_second) == (0.75, 0.5)
+    assert later == torch.nonzero(given.step > 0)[:, 0].tolist()
+    assert last == torch.nonzero(given.step > 1)[:, 0].tolist()
+    assert from_sketches == pytest.approx([0.25 * 2] * len(later), abs=0.3)
+    assert from_first == pytest.approx([0.5 * 100] * len(last), abs=0.3)
+    started = torch.tensor([0.25 * 2, 0.5 * 100, 0.75 * 200])[given.step]
+    assert given.noisy.mean((1, 2, 3)).tolist() == pytest.approx(started.tolist(), abs=0.3)
+    assert given.sampled.all()
 
 
 def test_sampling_starts_from_a_sketch() -> None:
