@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,11 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from diffusers.utils import logging as diffusers_logging
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pathsynth.errors import WeightsError
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
 from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncoder
 from pathsynth.texture import Matrix, Variety, correct, vary
@@ -45,10 +46,10 @@ class SketchSampling(BaseModel):
 
 class Sampling(BaseModel):
     """How to sample with an adapter; stands beside it in `settings.json`. Guidance is applied at the times of
-    its interval only, 1 being pure noise. With `sketch`, a sketch takes the place of the first of the steps.
-    With `stochastic`, each step goes all the way to data and comes
+    its interval only, 1 being pure noise. With `stochastic`, each step goes all the way to data and comes
     back with fresh noise, as adapters that were trained against a rival need it. `texture` holds the
-    matrices of `pathsynth.texture` by the code of a tissue that has any, `variety` its quantiles.
+    matrices of `pathsynth.texture` by the code of a tissue that has any, `variety` its quantiles. With
+    `sketch`, a sketch takes the place of the first of the steps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,12 @@ class Sampling(BaseModel):
     texture: dict[str, list[list[list[float]]]] = Field(default_factory=dict)
     variety: dict[str, Variety] = Field(default_factory=dict)
     sketch: SketchSampling | None = None
+
+    @model_validator(mode="after")
+    def _a_step_after_the_sketch(self) -> Self:
+        if self.sketch is not None and self.steps < 2:
+            raise ValueError("wants two steps or more, as a sketch takes the place of the first")
+        return self
 
 
 class Generator:
@@ -127,6 +134,8 @@ class Generator:
         Raises:
             WeightsError: a part is missing or cannot be loaded.
         """
+        if sampling.sketch is not None and sketch is None:
+            raise WeightsError(f"{adapter} starts from sketches, and nothing makes any; give it what does.")
         pipeline = load_pipeline(base)
         with loading(adapter), _quiet_diffusers():
             pipeline.load_lora_weights(adapter)
@@ -143,7 +152,7 @@ class Generator:
             wordings,
             sampling.texture,
             sampling.variety,
-            None if sampling.sketch is None or sketch is None else load_pipeline(sketch),
+            None if sketch is None else load_pipeline(sketch),
             sampling.sketch,
         )
 

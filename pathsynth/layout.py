@@ -217,7 +217,7 @@ class LayoutPipeline(DiffusionPipeline):
         """
         device, fold = self._execution_device, fold_size(self.unet)
         edge = fold * int(self.unet.config.get("sample_size") or TILE_SIZE // fold)
-        noise = torch.stack([torch.randn(3, edge, edge, generator=each) for each in generators])
+        noise = torch.stack([torch.randn(3, edge, edge, generator=each) for each in generators]).to(device)
 
         def velocity(noisy: torch.Tensor, time: torch.Tensor, text: TextContext) -> torch.Tensor:
             return predict_velocity(self.unet, fold, noisy, time, text)
@@ -225,11 +225,11 @@ class LayoutPipeline(DiffusionPipeline):
         set_steps(self.scheduler, num_inference_steps, 0 if sketches is None else 1)
         if sketches is not None:
             level = float(self.scheduler.timesteps[0]) / TIME_SCALE
-            noise = (1 - level) * self.standardise(enlarged(sketches, edge)) + level * noise
+            noise = (1 - level) * self.standardise(enlarged(sketches.to(device), edge)) + level * noise
         tiles = sample_flow(
             self.scheduler,
             velocity,
-            noise.to(device),
+            noise,
             context,
             unconditional,
             guidance_scale,

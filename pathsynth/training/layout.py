@@ -188,6 +188,12 @@ class AdversarialConfig(BaseModel):
         "judged, seen from the folder that holds that of the run.",
     )
 
+    @model_validator(mode="after")
+    def _a_step_after_the_sketch(self) -> Self:
+        if self.sketch is not None and self.steps < 2:
+            raise ValueError("wants two steps or more, as a sketch takes the place of the first")
+        return self
+
 
 class BaseConfig(BaseModel):
     """A base run: the network, from scratch."""

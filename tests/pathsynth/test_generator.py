@@ -19,6 +19,7 @@ from pathsynth.generator import (
     WORDINGS_FILE,
     Generator,
     load_contexts,
+    load_sampling,
     load_wordings,
     save_wordings,
 )
@@ -117,6 +118,10 @@ def test_sketches_that_are_not_there_are_one_sentence(tiny_weights: Path, tmp_pa
     write_manifest(folder, {})
     with pytest.raises(WeightsError, match="sketch"):
         Generator.load(Weights(folder))
+    adapter = folder / "lora" / "default"
+    contexts = load_contexts(folder / CONTEXTS_FILE)
+    with pytest.raises(WeightsError, match="starts from sketches"):
+        Generator.adapted(folder / "layout", adapter, load_sampling(adapter), contexts)
 
 
 def test_settings_say_whether_steps_draw_fresh_noise(
@@ -304,6 +309,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "settings without steps": settings(guidance=2.0),
     "settings of no steps": settings(steps=0, guidance=2.0),
     "guided beyond noise": settings(steps=2, guidance=2.0, guidance_interval=[0.1, 1.1]),
+    "no step after the sketch": settings(steps=1, guidance=1.0, sketch={"steps": 2}),
     "no contexts": lambda folder: (folder / CONTEXTS_FILE).unlink(),
     "garbage for contexts": lambda folder: (folder / CONTEXTS_FILE).write_bytes(b"garbage"),
     "too few contexts": rewrite(CONTEXTS_FILE, lambda t: t.update({k: v[:3].clone() for k, v in t.items()})),

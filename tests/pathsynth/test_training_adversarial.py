@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pathsynth.errors import TrainingError, WeightsError
@@ -354,6 +355,11 @@ def test_tiles_that_start_from_sketches_take_one_step_less(encoder: TextEncoder,
     assert torch.allclose(task._sketch(flat), flat, atol=1e-5)
     figures = task.evaluate(task.model)
     assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_a_sketch_in_place_of_the_only_step_is_refused() -> None:
+    with pytest.raises(ValidationError, match="two steps or more"):
+        AdversarialConfig(steps=1, sketch=7)
 
 
 def test_variety_may_see_which_way_tiles_run(encoder: TextEncoder) -> None:
