@@ -311,14 +311,20 @@ class FlowTask:
     """
 
     def __init__(
-        self, pipeline: LayoutPipeline, flow: FlowConfig, train: Split, val: Split, encoder: TextEncoder
+        self,
+        pipeline: LayoutPipeline,
+        flow: FlowConfig,
+        train: Split,
+        val: Split,
+        encoder: TextEncoder,
+        prompt_style: PromptStyle | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.model: nn.Module = pipeline.unet
         # Plain products: the backward pass of torch's fused attention is slow on the CPU (forward and
         # backward of 32 tiles: 0.96 s with it, 0.75 s without).
         pipeline.unet.set_attn_processor(AttnProcessor())
-        self.flow = flow
+        self.flow, self._prompt_style = flow, prompt_style
         self.train = train
         self.val = val
         self.captions = CaptionEncoder(encoder)
@@ -328,6 +334,8 @@ class FlowTask:
         self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
     ) -> list[str]:
         """One caption per tile, before text is dropped."""
+        if self._prompt_style is not None:
+            return self.flow.prompts(tiles, labels, self._prompt_style, generator)
         return [self.flow.attributes_of(words, generator) for words in phrases(tiles)]
 
     def batch(self, size: int, generator: torch.Generator) -> FlowBatch:
@@ -419,14 +427,14 @@ class BaseTask(FlowTask):
         torch.manual_seed(config.optim.seed)
         train = train or load_split("train")
         val = val or load_split("val")
-        self._edge, self._prompt_style = config.edge, config.prompt_style
+        self._edge = config.edge
         sample = sketched(to_model_range(train.images[:: max(1, len(train) // 4096)]), self._edge)
         # One common deviation: channels keep their ratio, so colour is not stretched.
         mean, std = sample.mean(dim=(0, 2, 3)).tolist(), [float(sample.std())] * 3
         pipeline = new_pipeline(config.network(), mean, std)
         if config.initial is not None:
             start_from(pipeline, load_pipeline(config.initial))
-        super().__init__(pipeline, config.flow, train, val, encoder or TextEncoder())
+        super().__init__(pipeline, config.flow, train, val, encoder or TextEncoder(), config.prompt_style)
         self.alignment = config.alignment
         if self.alignment is not None:
             if classifier is None:
@@ -436,14 +444,6 @@ class BaseTask(FlowTask):
             )
             features = sum(seen.shape[1] for seen in self.classifier(sample[:2]).values())
             self.model = AlignedUnet(pipeline.unet, self.alignment.width, features)
-
-    def describe(
-        self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
-    ) -> list[str]:
-        """One caption per tile, before text is dropped."""
-        if self._prompt_style is None:
-            return super().describe(tiles, labels, generator)
-        return self.flow.prompts(tiles, labels, self._prompt_style, generator)
 
     def loss(self, model: nn.Module, batch: FlowBatch, generator: torch.Generator) -> torch.Tensor:
         """The flow-matching loss, and with `alignment` the distance to the classifier's features."""
@@ -543,7 +543,6 @@ class LoraTask(FlowTask):
         encoder: TextEncoder | None = None,
     ) -> None:
         torch.manual_seed(config.optim.seed)
-        self.config = config
         pipeline.unet.requires_grad_(False)
         pipeline.unet.add_adapter(
             PeftLoraConfig(
@@ -562,6 +561,7 @@ class LoraTask(FlowTask):
             train or load_split("train"),
             val or load_split("val"),
             encoder or TextEncoder(),
+            config.prompt_style,
         )
         of_tissue = [config.tissue_weights.get(tissue.code, 1.0) for tissue in TISSUES]
         self._cumulative = np.cumsum(np.take(of_tissue, self.train.labels))
@@ -571,12 +571,6 @@ class LoraTask(FlowTask):
         at = torch.rand(size, generator=generator, dtype=torch.float64).numpy() * self._cumulative[-1]
         chosen: npt.NDArray[np.int64] = np.searchsorted(self._cumulative, at, side="right")
         return chosen
-
-    def describe(
-        self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
-    ) -> list[str]:
-        """One caption per tile, before text is dropped."""
-        return self.flow.prompts(tiles, labels, self.config.prompt_style, generator)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The averaged adapter alone, in half precision, as `load_lora_adapter` reads it."""
