@@ -143,6 +143,9 @@ class Generator:
             pipeline.unet.unload_lora()
         if sampling.stochastic:
             pipeline.sample_stochastically()
+        sketcher = None if sketch is None else load_pipeline(sketch)
+        if sketcher is not None:
+            sketcher.sample_in_second_order()
         return cls(
             pipeline,
             contexts,
@@ -152,7 +155,7 @@ class Generator:
             wordings,
             sampling.texture,
             sampling.variety,
-            None if sketch is None else load_pipeline(sketch),
+            sketcher,
             sampling.sketch,
         )
 

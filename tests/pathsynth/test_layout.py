@@ -235,6 +235,19 @@ def test_stochastic_steps_draw_from_the_generator_of_each_tile_alone() -> None:
     assert torch.allclose(sample(made, context, (2, 1))[1:], afresh, atol=1e-4)
 
 
+def test_steps_of_second_order_end_nearer_to_where_many_end() -> None:
+    made, context = tiny.pipeline(), tiny.contexts(2)
+
+    def tiles(steps: int) -> torch.Tensor:
+        random = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        result: torch.Tensor = made(context, EMPTY, random, num_inference_steps=steps, guidance_scale=1.0)
+        return result
+
+    many, few = tiles(400), tiles(10)
+    made.sample_in_second_order()
+    assert (tiles(10) - many).abs().mean() < 0.5 * (few - many).abs().mean()
+
+
 def test_sketches_leave_as_small_as_their_network_was_made_for() -> None:
     made = sample(tiny.sketcher(), tiny.contexts(2), (1, 2))
     assert made.shape == (2, 3, tiny.SKETCH_EDGE, tiny.SKETCH_EDGE)
