@@ -302,27 +302,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, help="finished run of `pathsynth train base`")
     parser.add_argument("--sketch", type=Path, help="finished run of `pathsynth train base` on sketches")
     parser.add_argument(
-        "--sketch-steps", type=int, help="with an adapter that starts from sketches: denoising steps for one"
+        "--sketch-steps",
+        type=_count,
+        help="with an adapter that starts from sketches: denoising steps for one",
     )
-    parser.add_argument("--sketch-guidance", type=float, default=1.0, help="the guidance scale of sketches")
+    parser.add_argument("--sketch-guidance", type=_scale, default=1.0, help="the guidance scale of sketches")
     parser.add_argument("--detail", type=Path, help="finished run of `pathsynth train detail`")
     parser.add_argument("--adapter", help="NAME=finished run of `pathsynth train lora`; `default` is used")
     parser.add_argument(
         "--steps",
-        type=int,
+        type=_count,
         default=DEFAULT_STEPS,
         help="denoising steps of an adapter whose configuration does not say how to sample with it",
     )
-    parser.add_argument("--guidance", type=float, default=DEFAULT_GUIDANCE, help="its guidance scale")
+    parser.add_argument("--guidance", type=_scale, default=DEFAULT_GUIDANCE, help="its guidance scale")
     parser.add_argument(
         "--guidance-interval",
-        type=float,
+        type=_time,
         nargs=2,
         default=ALL_TIMES,
         metavar=("FROM", "TO"),
         help="times between which it is guided; 1 is pure noise",
     )
-    parser.add_argument("--per-class", type=int, default=50, help="tiles per tissue in the reports")
+    parser.add_argument("--per-class", type=_count, default=50, help="tiles per tissue in the reports")
     parser.add_argument(
         "--near-copies", action="store_true", help="index PathMNIST train for the near-copy guard"
     )
@@ -333,8 +335,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--texture",
-        type=int,
-        default=0,
+        type=_count,
         metavar="N",
         help="correct the texture by how N tiles of each tissue differ from those of PathMNIST train",
     )
@@ -366,6 +367,36 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _count(text: str) -> int:
+    """A whole number of one or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def _scale(text: str) -> float:
+    """A number of zero or more."""
+    if (value := _between(text, math.inf)) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return value
+
+
+def _time(text: str) -> float:
+    """A time of denoising, 1 being pure noise."""
+    if (value := _between(text, 1)) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
+def _between(text: str, highest: float) -> float | None:
+    """A finite number from 0 to `highest`; None for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and 0 <= value <= highest else None
+
+
 def _number(text: str) -> tuple[str, int]:
     """The code of a tissue and a number of tiles, written `CODE=N`."""
     code, _, number = text.partition("=")
@@ -377,11 +408,7 @@ def _number(text: str) -> tuple[str, int]:
 def _strength(text: str) -> tuple[str, float]:
     """The code of a tissue and a share from 0 to 1, written `CODE=SHARE`."""
     code, _, share = text.partition("=")
-    try:
-        value = float(share)
-    except ValueError:
-        value = math.nan
-    if code not in CODES or not 0 <= value <= 1:
+    if code not in CODES or (value := _between(share, 1)) is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no CODE=SHARE, as STR=0.7; codes are {', '.join(CODES)}"
         )

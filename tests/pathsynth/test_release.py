@@ -184,6 +184,31 @@ def test_a_share_or_a_number_of_tiles_that_is_none_is_one_sentence(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "said"),
+    [
+        (option, text, "is no whole number of 1 or more")
+        for option in ("--steps", "--sketch-steps", "--per-class", "--texture")
+        for text in ("0", "-1", "1.5", "many")
+    ]
+    + [
+        (option, text, "is no number of 0 or more")
+        for option in ("--guidance", "--sketch-guidance")
+        for text in ("-1", "nan", "inf", "much")
+    ]
+    + [("--guidance-interval", text, "is no number from 0 to 1") for text in ("1.1", "-0.1", "nan", "late")],
+)
+def test_a_number_that_is_out_of_range_is_one_sentence(
+    tmp_path: Path, option: str, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = ["0", text] if option == "--guidance-interval" else [text]
+    with pytest.raises(SystemExit) as stopped:
+        release.main([str(tmp_path / "weights"), option, *values])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "weights").exists()
+
+
 def test_the_texture_is_fitted_and_noted(
     tmp_path: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
