@@ -24,6 +24,7 @@ from pathsynth.text import CONTEXT_LENGTH, CONTEXT_WIDTH, TextContext, TextEncod
 from pathsynth.texture import Matrix, Variety, correct, vary
 from pathsynth.threads import on_one_thread
 from pathsynth.tissues import CODES, TISSUES, Tissue, named_tissue
+from pathsynth.turning import turned
 from pathsynth.validator import from_model_range
 from pathsynth.weights import Weights, loading
 
@@ -49,7 +50,8 @@ class Sampling(BaseModel):
     its interval only, 1 being pure noise. With `stochastic`, each step goes all the way to data and comes
     back with fresh noise, as adapters that were trained against a rival need it. `texture` holds the
     matrices of `pathsynth.texture` by the code of a tissue that has any, `variety` its quantiles. With
-    `sketch`, a sketch takes the place of the first of the steps.
+    `sketch`, a sketch takes the place of the first of the steps. With `turned`, tiles are turned and mirrored
+    by their seed, as `pathsynth.turning` does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +63,7 @@ class Sampling(BaseModel):
     texture: dict[str, list[list[list[float]]]] = Field(default_factory=dict)
     variety: dict[str, Variety] = Field(default_factory=dict)
     sketch: SketchSampling | None = None
+    turned: bool = False
 
     @model_validator(mode="after")
     def _a_step_after_the_sketch(self) -> Self:
@@ -95,6 +98,7 @@ class Generator:
         variety: Mapping[str, Variety] | None = None,
         sketcher: LayoutPipeline | None = None,
         sketching: SketchSampling | None = None,
+        turned: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self._sketcher, self._sketching = sketcher, sketching
@@ -102,6 +106,7 @@ class Generator:
         self._contexts = contexts
         self._texture, self._variety = texture or {}, variety or {}
         self._wordings = wordings
+        self._turned = turned
 
     @classmethod
     def load(cls, weights: Weights) -> "Generator":
@@ -157,6 +162,7 @@ class Generator:
             sampling.variety,
             sketcher,
             sampling.sketch,
+            sampling.turned,
         )
 
     def context_of(
@@ -195,7 +201,10 @@ class Generator:
                 made = vary(made, variety)
             if (matrices := self._texture.get(tissue.code)) is not None:
                 made = correct(made, matrices)
-        return from_model_range(made)
+        tiles = from_model_range(made)
+        if self._turned:
+            tiles = np.stack([turned(tile, seed) for tile, seed in zip(tiles, seeds, strict=True)])
+        return tiles
 
     def _tile(self, context: TextContext, seed: int, on_step: Callable[[], None] | None) -> torch.Tensor:
         """The tile (1, 3, 28, 28) in [-1, 1] of a seed, its texture uncorrected."""

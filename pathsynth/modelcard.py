@@ -84,10 +84,16 @@ _LIMITS = """\
 
 _LOOKED_AT = """\
 - Looked at beside real tiles, the twelve first tiles of each sheet have the colours, the density and the
-  grain of their tissue. Of its architecture, lymphocytes show crowded small nuclei, mucus strands, stroma
-  wavy fibres, and muscle parallel ones in about half of them. Normal mucosa shows pale fields between dark
-  ones but no crypt with a lumen, the membranes of fat seldom close to cells, and the clefts of tumour are
-  not lined as the lumen of a gland is: such architecture cannot be taught from these tiles."""
+  grain of their tissue. Muscle shows parallel fibres with their nuclei, stroma wavier ones, mucus strands,
+  lymphocytes crowded small nuclei and the gaps between them. Most tiles of normal mucosa show round pale
+  glands between dark cells, some with a dark rim, but seldom a lumen or the single cells of the wall. The
+  membranes of fat are thin and curved, yet most end before they close to a cell, and the clefts of tumour
+  are not lined as the lumen of a gland is: walls of glands and whole fat cells cannot be taught from these
+  tiles."""
+
+_TURNED = """\
+- Tiles are turned by a quarter or mirrored by their seed, as far as the words for their direction stay the
+  same: left alone, the network lets most tiles of a tissue run one way."""
 
 _OUTLIERS = """\
 - What refuses other images learnt from drawn pictures and from changed tiles, with patches moved about
@@ -229,6 +235,8 @@ def _limits(weights: Weights) -> Iterator[str]:
         yield _RECOGNISED
     if weights.has("wordings"):
         yield _WORDINGS
+    if adapter.get("sampling", {}).get("turned"):
+        yield _TURNED
     if (texture := adapter.get("texture")) is not None:
         left = [tissue.label for tissue in TISSUES if tissue.code not in texture["of"]]
         through = _TRAINED_THROUGH if adversarial.get("texture") else ""

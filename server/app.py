@@ -29,8 +29,8 @@ INSTRUCTIONS = (
     "again, classify_image names the tissue in an image, list_tissues explains the nine, evaluate_model says "
     "how good generator and classifier are, read_report gives model card, reports and plots. Tell the reader "
     "that tiles are synthetic and not for diagnosis; when `verified` is false, say so. Tiles have colours, "
-    "density and grain of the tissue, but seldom its architecture: point out crypts, glands or whole fat "
-    "cells only where you see them."
+    "density and grain of the tissue, its fibres, and glands of mucosa in outline, but seldom a lumen, the "
+    "wall of a gland or a closed fat cell: point out such things only where you see them."
 )
 
 

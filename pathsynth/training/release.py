@@ -307,6 +307,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="with an adapter that starts from sketches: denoising steps for one",
     )
     parser.add_argument("--sketch-guidance", type=_scale, default=1.0, help="the guidance scale of sketches")
+    parser.add_argument(
+        "--turned",
+        action="store_true",
+        help="let the adapter's tiles be turned and mirrored by their seeds",
+    )
     parser.add_argument("--detail", type=Path, help="finished run of `pathsynth train detail`")
     parser.add_argument("--adapter", help="NAME=finished run of `pathsynth train lora`; `default` is used")
     parser.add_argument(
@@ -441,7 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sketch = None
             if asked.sketch_steps:
                 sketch = SketchSampling(steps=asked.sketch_steps, guidance=asked.sketch_guidance)
-            add_adapter(weights, name, Path(run), trained_sampling(Path(run), sketch) or chosen)
+            sampling = trained_sampling(Path(run), sketch) or chosen
+            add_adapter(weights, name, Path(run), sampling.model_copy(update={"turned": asked.turned}))
         add_contexts(weights)
         if asked.wordings:
             add_wordings(weights)

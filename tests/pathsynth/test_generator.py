@@ -25,6 +25,7 @@ from pathsynth.generator import (
 )
 from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import CODES, TISSUES, by_code
+from pathsynth.turning import turned
 from pathsynth.validator import Validator
 from pathsynth.weights import Weights, write_manifest
 from tests import tiny
@@ -110,6 +111,21 @@ def test_tiles_start_from_sketches_where_settings_say_so(tiny_weights: Path, tmp
     tiny.sketcher(seed=8).save_pretrained(folder / "sketch")
     write_manifest(folder, {})
     assert not np.array_equal(Generator.load(Weights(folder)).propose(context, [4]), again)
+
+
+def test_tiles_are_turned_by_their_seeds_where_settings_say_so(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    context, seeds = tiny.contexts(1), [4, 5, 6]
+    plain = Generator.load(Weights(tiny_weights)).propose(context, seeds)
+    folder = tmp_path / "weights"
+    shutil.copytree(tiny_weights, folder)
+    path = folder / "lora" / "default" / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"turned": True}), encoding="utf-8")
+    write_manifest(folder, {})
+    result = Generator.load(Weights(folder)).propose(context, seeds)
+    assert np.array_equal(result, [turned(tile, seed) for tile, seed in zip(plain, seeds, strict=True)])
+    assert not np.array_equal(result, plain)
 
 
 def test_sketches_that_are_not_there_are_one_sentence(tiny_weights: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_data_licence_limits_and_training_are_told(folder: Path) -> None:
         "CC BY 4.0",
         "arXiv 2506.00786",
         "## Limits",
-        "no crypt with a lumen",
+        "seldom a lumen",
         '"steps": 4321',
     ):
         assert needed in " ".join(text.split())
@@ -141,6 +141,12 @@ def test_the_card_says_when_the_adapter_was_taught_by_a_rival_that_sees_what_the
     for adversarial, is_told in ((None, False), ({"steps": 4}, False), ({"features": ["layer2"]}, True)):
         write_manifest(folder, {"lora/default": {"config": {"adversarial": adversarial}}})
         assert (warning in " ".join(card(folder).split())) is is_told
+
+
+def test_the_card_says_when_tiles_are_turned(folder: Path) -> None:
+    for is_turned in (False, True):
+        write_manifest(folder, {"lora/default": {"sampling": {"steps": 4, "turned": is_turned}}})
+        assert ("turned by a quarter or mirrored" in " ".join(card(folder).split())) is is_turned
 
 
 def test_the_card_says_when_the_adapter_was_taught_to_be_recognised_by_the_validator(folder: Path) -> None:

@@ -75,6 +75,7 @@ def test_copied_runs_are_weights_that_say_how_they_were_trained(
         "texture": {},
         "variety": {},
         "sketch": None,
+        "turned": False,
     }
     assert weights.manifest.components["layout"]["result"] == {"step": 3}
     assert not (target / "reports").exists()
@@ -121,6 +122,7 @@ def test_an_adapter_trained_for_its_own_steps_is_sampled_in_them(
         "texture": {},
         "variety": {},
         "sketch": None,
+        "turned": False,
     }
 
 
@@ -130,12 +132,13 @@ def test_an_adapter_that_starts_from_sketches_comes_with_what_makes_them(
     config = {"kind": "lora", "adversarial": {"steps": 4, "sketch": 7}}
     (runs["adapter"] / RUN_FILE).write_text(json.dumps({"config": config, "result": {"step": 3}}))
     target = tmp_path / "weights"
-    asked = [*arguments(target, runs), "--only-copy", "--sketch", str(runs["base"])]
+    asked = [*arguments(target, runs), "--only-copy", "--turned", "--sketch", str(runs["base"])]
     assert release.main(asked) == 1
     assert "start from sketches; give --sketch-steps" in capsys.readouterr().err
     assert release.main([*asked, "--sketch-steps", "12", "--sketch-guidance", "1.5"]) == 0
     settings = target / "lora" / "default" / "settings.json"
-    assert json.loads(settings.read_bytes())["sketch"] == {"steps": 12, "guidance": 1.5}
+    sampling = json.loads(settings.read_bytes())
+    assert (sampling["sketch"], sampling["turned"]) == ({"steps": 12, "guidance": 1.5}, True)
     assert Weights(target).manifest.components["sketch"]["config"] == {"kind": "base"}
     assert Generator.load(Weights(target)).propose(tiny.contexts(1), [1]).shape == (1, 28, 28, 3)
 
