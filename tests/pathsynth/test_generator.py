@@ -113,9 +113,7 @@ def test_tiles_start_from_sketches_where_settings_say_so(tiny_weights: Path, tmp
     assert not np.array_equal(Generator.load(Weights(folder)).propose(context, [4]), again)
 
 
-def test_tiles_are_turned_by_their_seeds_where_settings_say_so(
-    tiny_weights: Path, tmp_path: Path
-) -> None:
+def test_tiles_are_turned_by_their_seeds_where_settings_say_so(tiny_weights: Path, tmp_path: Path) -> None:
     context, seeds = tiny.contexts(1), [4, 5, 6]
     plain = Generator.load(Weights(tiny_weights)).propose(context, seeds)
     folder = tmp_path / "weights"
