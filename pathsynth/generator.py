@@ -37,12 +37,15 @@ Wordings = Mapping[str, Sequence[str]]
 
 
 class SketchSampling(BaseModel):
-    """How to sample the sketches that tiles start from: denoising steps and guidance."""
+    """How to sample the sketches that tiles start from: denoising steps and guidance. With `clear`, tiles
+    start from one beside noise that has no part which a sketch would show.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(gt=0)
     guidance: float = Field(default=1.0, ge=0)
+    clear: bool = False
 
 
 class Sampling(BaseModel):
@@ -215,9 +218,8 @@ class Generator:
             if on_step is not None:
                 on_step()
 
-        sketch = None
-        if self._sketcher is not None and self._sketching is not None:
-            how = self._sketching
+        sketch, how = None, self._sketching
+        if self._sketcher is not None and how is not None:
             sketch = self._sketcher(context, empty, random, how.steps, how.guidance, before_step)
         return self.pipeline(
             context,
@@ -228,6 +230,7 @@ class Generator:
             on_step=before_step,
             guidance_interval=self.guidance_interval,
             sketches=sketch,
+            clear=how is not None and how.clear,
         )
 
 

@@ -79,6 +79,14 @@ def enlarged(sketches: torch.Tensor, edge: int) -> torch.Tensor:
     return F.interpolate(sketches, (edge, edge), mode="bicubic", align_corners=False)
 
 
+def without_sketch(noise: torch.Tensor, edge: int) -> torch.Tensor:
+    """Noise (N, C, S, S) less its mean in each part that is one pixel of a sketch of `edge` px: it leaves
+    what a sketch says as clear as it was. S is a multiple of `edge`.
+    """
+    parts = sketched(noise, edge)
+    return noise - F.interpolate(parts, noise.shape[-2:], mode="nearest")
+
+
 def set_steps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, done: int = 0) -> None:
     """Set a scheduler to `steps` equal steps from noise to data, less those that are `done`. Left to itself,
     it takes the last but one to a thousandth, and the last one is wasted.
@@ -214,6 +222,7 @@ class LayoutPipeline(DiffusionPipeline):
         on_step: StepCallback | None = None,
         guidance_interval: tuple[float, float] = ALL_TIMES,
         sketches: torch.Tensor | None = None,
+        clear: bool = False,
     ) -> torch.Tensor:
         """One tile per generator: float (N, 3, S, S) in [-1, 1], as large as the network was made for.
 
@@ -228,6 +237,7 @@ class LayoutPipeline(DiffusionPipeline):
             on_step: called before each step with (steps done, steps); may raise to stop.
             guidance_interval: times in [0, 1], 1 being pure noise, between which there is guidance.
             sketches: one per tile (N, 3, s, s) in [-1, 1], in place of the first step.
+            clear: let the noise beside a sketch have no part that a sketch would show.
         """
         device, fold = self._execution_device, fold_size(self.unet)
         edge = fold * int(self.unet.config.get("sample_size") or TILE_SIZE // fold)
@@ -239,6 +249,7 @@ class LayoutPipeline(DiffusionPipeline):
         set_steps(self.scheduler, num_inference_steps, 0 if sketches is None else 1)
         if sketches is not None:
             level = float(self.scheduler.timesteps[0]) / TIME_SCALE
+            noise = without_sketch(noise, sketches.shape[-1]) if clear else noise
             noise = (1 - level) * self.standardise(enlarged(sketches.to(device), edge)) + level * noise
         tiles = sample_flow(
             self.scheduler,

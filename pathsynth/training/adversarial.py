@@ -24,6 +24,7 @@ after Zhao et al., *Differentiable Augmentation*, 2020.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ from pathsynth.layout import (
     pooled_text,
     predict_velocity,
     sketched,
+    without_sketch,
 )
 from pathsynth.realism import neighbourhoods
 from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
@@ -210,7 +212,11 @@ class AdversarialLoraTask(LoraTask):
         self._spectrum = SpectrumDistance()
         how = self.adversarial
         self._steps = FewSteps(
-            how.steps, how.first_step, how.on_policy, None if how.sketch is None else self._sketch
+            how.steps,
+            how.first_step,
+            how.on_policy,
+            None if how.sketch is None else self._sketch,
+            partial(without_sketch, edge=how.sketch) if how.sketch and how.sketch_clear else None,
         )
         steps = len(self._steps.times)
         self._wanted = torch.stack([self._power_of(tissue.index) for tissue in TISSUES])
@@ -343,6 +349,9 @@ class AdversarialLoraTask(LoraTask):
         text = pooled_text(context)
         squared = (made - data).square().mean((1, 2, 3))
         total = config.reconstruction * (given.left * squared).mean()
+        if config.sketch and config.sketch_kept:
+            kept = sketched(made, config.sketch) - sketched(data, config.sketch)
+            total = total + config.sketch_kept * kept.square().mean()
         if config.attributes:
             wording = distance_from_wording(self.pipeline.restore(made), asked_by(batch.texts))
             total = total + config.attributes * wording

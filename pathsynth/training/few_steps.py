@@ -14,7 +14,7 @@ from pathsynth.layout import step_times
 
 # From noisy data (M, C, H, W) at times (M,) in [0, 1], and which (N,) of the batch they are, to data.
 Make = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Sketch = Callable[[torch.Tensor], torch.Tensor]
+Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,15 @@ class Noised:
         return torch.where(self.own, 0.0, (1 - self.time).square())
 
 
-def noised(data: torch.Tensor, time: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Data (N, C, H, W) with fresh noise up to times (N,) in [0, 1], 1 being noise alone."""
+def noised(
+    data: torch.Tensor, time: torch.Tensor, generator: torch.Generator, change: Change | None = None
+) -> torch.Tensor:
+    """Data (N, C, H, W) with fresh noise up to times (N,) in [0, 1], 1 being noise alone; `change` is done to
+    the noise before.
+    """
     level = time.view(-1, 1, 1, 1)
     noise = torch.randn(data.shape, generator=generator).to(data.device)
+    noise = noise if change is None else change(noise)
     return ((1 - level) * data + level * noise).contiguous(memory_format=torch.channels_last)
 
 
@@ -51,12 +56,20 @@ class FewSteps:
     rest), `on_policy` the share of later ones that start from what the steps before make.
 
     The first starts from noise alone. With `sketch`, which says what little of data (N, C, H, W) is known
-    beforehand, that takes its place, and the first is the one after, from there.
+    beforehand, that takes its place, and the first is the one after, from there; `clear` is then done to the
+    noise (N, C, H, W) of that one.
     """
 
-    def __init__(self, steps: int, first: float, on_policy: float, sketch: Sketch | None = None) -> None:
+    def __init__(
+        self,
+        steps: int,
+        first: float,
+        on_policy: float,
+        sketch: Change | None = None,
+        clear: Change | None = None,
+    ) -> None:
         self.times = torch.tensor(step_times(steps)[0 if sketch is None else 1 :])
-        self._on_policy, self._sketch = on_policy, sketch
+        self._on_policy, self._sketch, self._clear = on_policy, sketch, clear
         self._chances = torch.ones(len(self.times))
         if len(self.times) > 1:
             self._chances[1:] = (1 - first) / (len(self.times) - 1)
@@ -72,10 +85,19 @@ class FewSteps:
             for i, time in enumerate(self.times[: int(step[own].max())]):
                 further = (own & (step > i)).to(data.device)
                 at = time.to(data.device).expand(int(further.sum()))
+                change = self._clear if i == 0 else None
                 with torch.no_grad():
-                    start[further] = make(noised(start[further], at, generator), at, further)
+                    start[further] = make(noised(start[further], at, generator, change), at, further)
         time = self.times[step].to(data.device)
-        return Noised(noised(start, time, generator), time, step, where)
+        return Noised(noised(start, time, generator, self._clear_first(step)), time, step, where)
+
+    def _clear_first(self, step: torch.Tensor) -> Change | None:
+        """What is done to the noise (N, C, H, W) of steps (N,)."""
+        clear = self._clear
+        if clear is None:
+            return None
+        first = (step == 0).view(-1, 1, 1, 1)
+        return lambda noise: torch.where(first.to(noise.device), clear(noise), noise)
 
     def _before(self, data: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """What is noised for steps (N,): data (N, C, H, W), or their sketches before the first."""
@@ -96,7 +118,8 @@ class FewSteps:
         for i, time in enumerate(times, 1):
             with torch.set_grad_enabled(wanted and i == len(times)):
                 at = time.expand(len(like))
-                made = make(noised(made, at, generator), at, everything)
+                change = self._clear if i == 1 else None
+                made = make(noised(made, at, generator, change), at, everything)
         return made
 
     def up_to(self, generator: torch.Generator) -> int:

@@ -182,6 +182,14 @@ class AdversarialConfig(BaseModel):
         default=None,
         description="Edge in px of sketches, from which tiles start in place of the first step.",
     )
+    sketch_clear: bool = Field(
+        default=False, description="Noise beside a sketch has no part that a sketch would show."
+    )
+    sketch_kept: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the squared distance of a tile's sketch from the one that it starts from.",
+    )
     texture: Path | None = Field(
         default=None,
         description="Folder of an adapter whose correction of texture tiles go through before they are "
@@ -192,6 +200,10 @@ class AdversarialConfig(BaseModel):
     def _a_step_after_the_sketch(self) -> Self:
         if self.sketch is not None and self.steps < 2:
             raise ValueError("wants two steps or more, as a sketch takes the place of the first")
+        if self.sketch is None and (self.sketch_clear or self.sketch_kept):
+            raise ValueError("has no sketch to be clear or kept; give `sketch`, or leave those out")
+        if self.sketch_clear and TILE_SIZE % (self.sketch or 1):
+            raise ValueError(f"a sketch that is clear wants an edge that divides {TILE_SIZE} px")
         return self
 
 

@@ -128,6 +128,8 @@ def trained_sampling(run: Path, sketch: SketchSampling | None = None) -> Samplin
                 f"{run} was trained to start from {'noise' if sketch else 'sketches'}; "
                 f"{'leave out' if sketch else 'give'} --sketch-steps."
             )
+        if sketch is not None:
+            sketch = sketch.model_copy(update={"clear": bool(adversarial.get("sketch_clear"))})
         return Sampling(
             steps=int(adversarial["steps"]), guidance=1.0, stochastic=True, texture=texture, sketch=sketch
         )

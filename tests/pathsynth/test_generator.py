@@ -108,7 +108,15 @@ def test_tiles_start_from_sketches_where_settings_say_so(tiny_weights: Path, tmp
     assert steps == 2 * (2 + 2)
     again = Generator.load(Weights(folder)).propose(context, [4])
     assert np.array_equal(tiles[1], again[0])
+    path = folder / "lora" / "default" / "settings.json"
+    values = json.loads(path.read_bytes())
+    values["sketch"]["clear"] = True
+    path.write_text(json.dumps(values), encoding="utf-8")
+    write_manifest(folder, {})
+    assert not np.array_equal(Generator.load(Weights(folder)).propose(context, [4]), again)
     tiny.sketcher(seed=8).save_pretrained(folder / "sketch")
+    values["sketch"]["clear"] = False
+    path.write_text(json.dumps(values), encoding="utf-8")
     write_manifest(folder, {})
     assert not np.array_equal(Generator.load(Weights(folder)).propose(context, [4]), again)
 

@@ -19,6 +19,7 @@ from pathsynth.layout import (
     predict_velocity,
     set_steps,
     sketched,
+    without_sketch,
 )
 from pathsynth.text import TextContext
 from tests import tiny
@@ -260,6 +261,14 @@ def test_a_sketch_has_the_mean_colours_of_its_parts_and_shows_them_when_enlarged
     large = enlarged(sketch, 28)
     assert large.shape == halves.shape
     assert sketched(large, 4)[0, 0, 1].tolist() == pytest.approx(sketch[0, 0, 1].tolist(), abs=0.15)
+
+
+def test_noise_without_sketch_shows_none_and_is_else_the_same() -> None:
+    noise = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    clear = without_sketch(noise, 7)
+    assert torch.allclose(sketched(clear, 7), torch.zeros(2, 3, 7, 7), atol=1e-6)
+    taken = (noise - clear).view(2, 3, 7, 4, 7, 4)
+    assert torch.allclose(taken, taken[:, :, :, :1, :, :1].expand_as(taken), atol=1e-6)
 
 
 def test_a_sketch_takes_the_place_of_the_first_step() -> None:

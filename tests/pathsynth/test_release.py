@@ -126,10 +126,11 @@ def test_an_adapter_trained_for_its_own_steps_is_sampled_in_them(
     }
 
 
+@pytest.mark.parametrize("clear", [False, True])
 def test_an_adapter_that_starts_from_sketches_comes_with_what_makes_them(
-    tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    clear: bool, tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {"kind": "lora", "adversarial": {"steps": 4, "sketch": 7}}
+    config = {"kind": "lora", "adversarial": {"steps": 4, "sketch": 7, "sketch_clear": clear}}
     (runs["adapter"] / RUN_FILE).write_text(json.dumps({"config": config, "result": {"step": 3}}))
     target = tmp_path / "weights"
     asked = [*arguments(target, runs), "--only-copy", "--turned", "--sketch", str(runs["base"])]
@@ -138,7 +139,8 @@ def test_an_adapter_that_starts_from_sketches_comes_with_what_makes_them(
     assert release.main([*asked, "--sketch-steps", "12", "--sketch-guidance", "1.5"]) == 0
     settings = target / "lora" / "default" / "settings.json"
     sampling = json.loads(settings.read_bytes())
-    assert (sampling["sketch"], sampling["turned"]) == ({"steps": 12, "guidance": 1.5}, True)
+    assert sampling["sketch"] == {"steps": 12, "guidance": 1.5, "clear": clear}
+    assert sampling["turned"]
     assert Weights(target).manifest.components["sketch"]["config"] == {"kind": "base"}
     assert Generator.load(Weights(target)).propose(tiny.contexts(1), [1]).shape == (1, 28, 28, 3)
 

@@ -236,9 +236,16 @@ def test_shifted_tiles_are_moved_by_at_most_three_pixels() -> None:
     assert set(offsets) == {-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0}
 
 
-@pytest.mark.parametrize("edge", [None, 7], ids=["from noise", "from sketches"])
-def test_sampling_in_training_is_what_the_pipeline_does(edge: int | None, encoder: TextEncoder) -> None:
-    task = task_of(encoder, adversarial=AdversarialConfig(rival_width=4, sketch=edge))
+@pytest.mark.parametrize(
+    ("edge", "clear"),
+    [(None, False), (7, False), (7, True)],
+    ids=["from noise", "from sketches", "from clear sketches"],
+)
+def test_sampling_in_training_is_what_the_pipeline_does(
+    edge: int | None, clear: bool, encoder: TextEncoder
+) -> None:
+    adversarial = AdversarialConfig(rival_width=4, sketch=edge, sketch_clear=clear)
+    task = task_of(encoder, adversarial=adversarial)
     context, tiles = tiny.contexts(1), to_model_range(tiny.split("val", 1).images)
     with torch.no_grad():
         like = task.pipeline.standardise(tiles)
@@ -251,6 +258,7 @@ def test_sampling_in_training_is_what_the_pipeline_does(edge: int | None, encode
         num_inference_steps=4,
         guidance_scale=1.0,
         sketches=None if edge is None else sketched(tiles, edge),
+        clear=clear,
     )
     assert torch.allclose(made, trained, atol=1e-4)
 
@@ -357,9 +365,33 @@ def test_tiles_that_start_from_sketches_take_one_step_less(encoder: TextEncoder,
     assert all(math.isfinite(value) for value in figures.values())
 
 
+def test_the_distance_from_the_sketch_may_count(encoder: TextEncoder) -> None:
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        adversarial = AdversarialConfig(rival_width=4, sketch=7, sketch_kept=weight)
+        task = task_of(encoder, adversarial=adversarial)
+        generator = torch.Generator().manual_seed(0)
+        losses.append(float(task.loss(task.model, task.batch(4, generator), generator)))
+    assert losses[1] > losses[0]
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+
+
 def test_a_sketch_in_place_of_the_only_step_is_refused() -> None:
     with pytest.raises(ValidationError, match="two steps or more"):
         AdversarialConfig(steps=1, sketch=7)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sketch_clear": True}, "no sketch to be clear or kept"),
+        ({"sketch_kept": 1.0}, "no sketch to be clear or kept"),
+        ({"sketch": 6, "sketch_clear": True}, "divides 28"),
+    ],
+)
+def test_a_sketch_that_cannot_be_clear_or_kept_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        AdversarialConfig.model_validate(values)
 
 
 def test_variety_may_see_which_way_tiles_run(encoder: TextEncoder) -> None:

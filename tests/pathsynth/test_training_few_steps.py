@@ -105,6 +105,26 @@ def test_with_sketches_the_first_step_starts_from_one() -> None:
     assert given.step.bincount().tolist() == pytest.approx([32, 16, 16], abs=12)
 
 
+def test_the_noise_beside_a_sketch_may_be_changed_and_that_of_later_steps_is_not() -> None:
+    data = torch.full((64, 3, 8, 8), 4.0)
+    seen: list[torch.Tensor] = []
+
+    def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        seen.append(noisy)
+        return noisy
+
+    steps, random = FewSteps(4, 0.5, 1.0, of_half, torch.zeros_like), torch.Generator().manual_seed(0)
+    given = steps.noise(data, make, random)
+    first = given.step == 0
+    assert torch.equal(given.noisy[first], torch.full((int(first.sum()), 3, 8, 8), 0.25 * 2))
+    assert given.noisy[~first].std() > 0.3
+    assert torch.equal(seen[0], torch.full_like(seen[0], 0.25 * 2))
+    assert seen[1].std() > 0.3
+    seen.clear()
+    steps.sample(data, make, random)
+    assert [each.std() > 0.3 for each in seen] == [False, True, True]
+
+
 def test_later_steps_start_from_what_all_steps_before_make() -> None:
     asked: list[tuple[float, list[int], list[float]]] = []
 
