@@ -39,15 +39,9 @@ class Noised:
         return torch.where(self.own, 0.0, (1 - self.time).square())
 
 
-def noised(
-    data: torch.Tensor, time: torch.Tensor, generator: torch.Generator, change: Change | None = None
-) -> torch.Tensor:
-    """Data (N, C, H, W) with fresh noise up to times (N,) in [0, 1], 1 being noise alone; `change` is done to
-    the noise before.
-    """
+def noised(data: torch.Tensor, time: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Data (N, C, H, W) with noise like them up to times (N,) in [0, 1], 1 being noise alone."""
     level = time.view(-1, 1, 1, 1)
-    noise = torch.randn(data.shape, generator=generator).to(data.device)
-    noise = noise if change is None else change(noise)
     return ((1 - level) * data + level * noise).contiguous(memory_format=torch.channels_last)
 
 
@@ -85,19 +79,21 @@ class FewSteps:
             for i, time in enumerate(self.times[: int(step[own].max())]):
                 further = (own & (step > i)).to(data.device)
                 at = time.to(data.device).expand(int(further.sum()))
-                change = self._clear if i == 0 else None
+                noisy = self._noised(start[further], at, torch.tensor(i), generator)
                 with torch.no_grad():
-                    start[further] = make(noised(start[further], at, generator, change), at, further)
+                    start[further] = make(noisy, at, further)
         time = self.times[step].to(data.device)
-        return Noised(noised(start, time, generator, self._clear_first(step)), time, step, where)
+        return Noised(self._noised(start, time, step, generator), time, step, where)
 
-    def _clear_first(self, step: torch.Tensor) -> Change | None:
-        """What is done to the noise (N, C, H, W) of steps (N,)."""
-        clear = self._clear
-        if clear is None:
-            return None
-        first = (step == 0).view(-1, 1, 1, 1)
-        return lambda noise: torch.where(first.to(noise.device), clear(noise), noise)
+    def _noised(
+        self, data: torch.Tensor, time: torch.Tensor, step: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Data (N, C, H, W) with fresh noise up to times (N,) for steps (N,), or one step for all of them."""
+        noise = torch.randn(data.shape, generator=generator).to(data.device)
+        if self._clear is not None:
+            first = (step == 0).to(data.device).view(-1, 1, 1, 1)
+            noise = torch.where(first, self._clear(noise), noise)
+        return noised(data, time, noise)
 
     def _before(self, data: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """What is noised for steps (N,): data (N, C, H, W), or their sketches before the first."""
@@ -118,8 +114,8 @@ class FewSteps:
         for i, time in enumerate(times, 1):
             with torch.set_grad_enabled(wanted and i == len(times)):
                 at = time.expand(len(like))
-                change = self._clear if i == 1 else None
-                made = make(noised(made, at, generator, change), at, everything)
+                noisy = self._noised(made, at, torch.tensor(i - 1), generator)
+                made = make(noisy, at, everything)
         return made
 
     def up_to(self, generator: torch.Generator) -> int:
