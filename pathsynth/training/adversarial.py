@@ -64,6 +64,7 @@ _MADE_PER_TISSUE = 32
 _LEAST_MADE = 4
 _LEAST_DEVIATION = 1e-3
 _SURE = 0.1
+_KNOWN_COLOURS = 2048
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,64 @@ class TileRival(nn.Module):
             asked = (of_text(text) + of_tissue(tissues)) / seen.shape[1] ** 0.5
             logits.append(real(seen).squeeze(1) + torch.einsum("nchw,nc->nhw", seen, asked))
         return logits
+
+
+class EvenColours(nn.Module):
+    """Tiles (N, 3, S, S) as (N, 6, S, S): their three principal colours, and those of what a blur over 3 x 3
+    px takes from them, each with unit deviation over the known tiles (M, 3, S, S).
+
+    In a stained tile nearly all that differs lies along one colour, and fine texture is faint. A rival whose
+    layers are normalised by their spectrum barely sees the other two, nor the finest texture, where networks
+    without that bound tell generated tiles from real ones.
+    """
+
+    turns: torch.Tensor
+
+    def __init__(self, known: torch.Tensor) -> None:
+        super().__init__()
+        turns = [_evened(each) for each in (known, _fine(known))]
+        self.register_buffer("turns", torch.stack(turns))
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        parts = zip(self.turns, (tiles, _fine(tiles)), strict=True)
+        seen = [torch.einsum("kc,nchw->nkhw", turn, each) for turn, each in parts]
+        return torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
+
+
+def _fine(tiles: torch.Tensor) -> torch.Tensor:
+    """What a blur over 3 x 3 px takes from tiles (N, C, S, S)."""
+    return tiles - F.avg_pool2d(F.pad(tiles, (1,) * 4, mode="reflect"), 3, 1)
+
+
+def _evened(known: torch.Tensor) -> torch.Tensor:
+    """The matrix (3, 3) from the colours of pictures (M, 3, S, S) to their principal ones, each divided by
+    its deviation.
+    """
+    values, vectors = torch.linalg.eigh(torch.cov(known.transpose(0, 1).flatten(1)))
+    matrix: torch.Tensor = vectors.T / values.clamp_min(_LEAST_DEVIATION**2).sqrt()[:, None]
+    return matrix
+
+
+class KeenRival(TileRival):
+    """A `TileRival` with a second of its kind, which sees pictures with `EvenColours`: logits of both.
+
+    The second comes last, so that a run may go on with a keen rival where it had the other.
+    """
+
+    def __init__(self, colours: EvenColours, width: int = 64, seen_by_other: Sequence[int] = ()) -> None:
+        super().__init__(width, seen_by_other)
+        self.keen = TileRival(width, channels=6)
+        self.colours = colours
+
+    def forward(
+        self,
+        tiles: torch.Tensor,
+        text: torch.Tensor,
+        tissues: torch.Tensor,
+        features: Sequence[torch.Tensor] = (),
+    ) -> list[torch.Tensor]:
+        plain = super().forward(tiles, text, tissues, features)
+        return plain + self.keen.forward(self.colours(tiles), text, tissues)
 
 
 def shifted(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -207,7 +266,14 @@ class AdversarialLoraTask(LoraTask):
             self._features = create_feature_extractor(validator.model, layers).eval()
             with torch.no_grad():
                 widths = [seen.shape[1] for seen in self._features(torch.zeros(1, 3, 28, 28)).values()]
-        rival = TileRival(self.adversarial.rival_width, widths)
+        self._colours: EvenColours | None = None
+        rival: TileRival
+        if self.adversarial.keen:
+            some = self.train.images[:: max(1, len(self.train) // _KNOWN_COLOURS)]
+            self._colours = EvenColours(self.pipeline.standardise(to_model_range(some)))
+            rival = KeenRival(self._colours, self.adversarial.rival_width, widths)
+        else:
+            rival = TileRival(self.adversarial.rival_width, widths)
         self.rival = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
         how = self.adversarial
@@ -246,24 +312,38 @@ class AdversarialLoraTask(LoraTask):
 
     def _as_used(self, made: torch.Tensor, tissues: torch.Tensor) -> torch.Tensor:
         """Standardised tiles (N, 3, 28, 28) of tissues (N,) as they are after the correction, where there is
-        one. What clipping takes off before it is taken off here too, but stops no gradient.
+        one, and for a keen rival with the 256 levels in which tiles are stored. What clipping and rounding
+        take off is taken off here too, but stops no gradient.
         """
-        if self._texture is None:
-            return made
-        tiles = self.pipeline.restore(made)
-        plain = self.pipeline.standardise(tiles)
-        clipped = made + (plain - made).detach()
-        return clipped + self.pipeline.standardise(self._textured(tiles, tissues)) - plain
+        if self._texture is not None:
+            tiles = self.pipeline.restore(made)
+            plain = self.pipeline.standardise(tiles)
+            clipped = made + (plain - made).detach()
+            made = clipped + self.pipeline.standardise(self._textured(tiles, tissues)) - plain
+        if self._colours is not None:
+            stored = to_model_range(from_model_range(self.pipeline.restore(made)))
+            made = made + (self.pipeline.standardise(stored).to(made.device) - made).detach()
+        return made
 
     def _sketch(self, data: torch.Tensor) -> torch.Tensor:
         """What sketches of standardised tiles (N, 3, 28, 28) show, as large as those."""
         return enlarged(sketched(data, self.adversarial.sketch or 1), data.shape[-1])
 
     def _power_of(self, tissue: int) -> torch.Tensor:
-        """Mean power (14,) of at most 1,000 training tiles of a tissue."""
+        """Mean power (P,) of at most 1,000 training tiles of a tissue."""
         chosen = np.flatnonzero(self.train.labels == tissue)
         chosen = chosen[:: max(1, len(chosen) // 1000)]
-        return tile_power(to_model_range(self.train.images[chosen])).mean(0)
+        return self._power_in(to_model_range(self.train.images[chosen])).mean(0)
+
+    def _power_in(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Power (N, P) of tiles (N, 3, 28, 28) in [-1, 1] at each frequency: of their grey, and with a keen
+        rival of each of their principal colours too.
+        """
+        power = [tile_power(tiles)]
+        if self._colours is not None:
+            seen = self._colours.to(tiles.device)(self.pipeline.standardise(tiles))
+            power += [tile_power(seen[:, i : i + 1]) for i in range(tiles.shape[1])]
+        return torch.cat(power, dim=1)
 
     def _known(self, tissue: int) -> list[torch.Tensor]:
         """Kinds of features of training tiles of a tissue, moved as those that are made."""
@@ -280,7 +360,7 @@ class AdversarialLoraTask(LoraTask):
         tiles = self.pipeline.restore(made)
         scales = self.adversarial.spread_scales
         return [
-            tile_power(tiles).log(),
+            self._power_in(tiles).log(),
             attributes_of(tiles)[0],
             *([directions_of(tiles, scales)] if scales else []),
             *(each.mean((2, 3)) for each in shown.features),
@@ -299,7 +379,7 @@ class AdversarialLoraTask(LoraTask):
 
         The mean over a tissue is moved, not each tile to it, so tiles stay as different as they are.
         """
-        power = tile_power(self.pipeline.restore(made))
+        power = self._power_in(self.pipeline.restore(made))
         with torch.no_grad():
             for power_of_tile, s, label in zip(power, step.tolist(), labels.tolist(), strict=True):
                 self._power[s, label].lerp_(power_of_tile.cpu(), _FORGOTTEN)

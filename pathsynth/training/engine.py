@@ -348,9 +348,17 @@ class _Rivalry:
         return {"model": model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self._accelerator.unwrap_model(self.model).load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        """Go on from what `state` gave. What this rival has beyond that, after all of it, starts fresh."""
+        model = self._accelerator.unwrap_model(self.model)
+        if unexpected := model.load_state_dict(saved["model"], strict=False).unexpected_keys:
+            raise KeyError(*unexpected)
+        names = [name for name, _ in model.named_parameters()]
+        known = [name for name in names if name in saved["model"]]
+        if known != names[: len(known)]:
+            raise KeyError("a part of the rival that is not its last")
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = saved["optimizer"]["state"]
+        self.optimizer.load_state_dict(optimizer)
 
 
 def averaged_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -178,6 +178,11 @@ class AdversarialConfig(BaseModel):
         default_factory=list, description="Layers of the validator whose features the rival sees too."
     )
     rival_from: int = Field(default=0, ge=0, description="Step from which on the rival counts.")
+    keen: bool = Field(
+        default=False,
+        description="The rival, spectrum and spread also see faint colours, and the rival fine texture, as "
+        "strong as others.",
+    )
     sketch: PositiveInt | None = Field(
         default=None,
         description="Edge in px of sketches, from which tiles start in place of the first step.",

@@ -17,6 +17,8 @@ from pathsynth.texture import Variety
 from pathsynth.tissues import TISSUES
 from pathsynth.training.adversarial import (
     AdversarialLoraTask,
+    EvenColours,
+    KeenRival,
     TileRival,
     TissueBatch,
     TissueSpread,
@@ -24,6 +26,7 @@ from pathsynth.training.adversarial import (
 )
 from pathsynth.training.engine import OptimConfig, Run, run
 from pathsynth.training.layout import AdversarialConfig, FlowConfig, LoraConfig, LoraTask
+from pathsynth.training.perceptual import hinges
 from pathsynth.validator import to_model_range
 from tests import tiny
 
@@ -113,6 +116,96 @@ def test_a_rival_answers_at_three_scales_and_for_each_kind_of_features() -> None
     logits = rival(tiles, text, tissues, [torch.ones(2, 5, 6, 6)])
     assert [tuple(each.shape) for each in logits] == [(2, 14, 14), (2, 7, 7), (2, 1, 1), (2, 6, 6)]
     assert not torch.equal(logits[3][0], logits[3][1])  # the tissue counts
+
+
+def faintly_coloured(count: int, faint: float, random: torch.Generator) -> torch.Tensor:
+    """Tiles (N, 3, 28, 28) of one colour, and `faint` times as much of another at each place by itself."""
+    strong = torch.randn(count, 1, 28, 28, generator=random) * torch.tensor([0.5, 0.7, 0.5]).view(3, 1, 1)
+    weak = torch.randn(count, 1, 28, 28, generator=random) * torch.tensor([0.7, 0.0, -0.7]).view(3, 1, 1)
+    return strong + faint * weak
+
+
+def test_even_colours_all_vary_as_much_and_apart_from_one_another() -> None:
+    random = torch.Generator().manual_seed(0)
+    tiles = faintly_coloured(64, 0.05, random) + 0.02 * torch.randn(64, 3, 28, 28, generator=random) + 0.3
+    seen = EvenColours(tiles)(tiles)
+    assert seen.shape == (64, 6, 28, 28)
+    for part in (seen[:, :3], seen[:, 3:]):
+        covariance = torch.cov(part.transpose(0, 1).flatten(1))
+        assert torch.allclose(covariance, torch.eye(3), atol=1e-2)
+
+
+def test_a_keen_rival_learns_what_a_faint_colour_tells_and_another_does_not() -> None:
+    random = torch.Generator().manual_seed(0)
+    colours = EvenColours(faintly_coloured(64, 0.03, random))
+    text, tissues = torch.zeros(16, CONTEXT_WIDTH), torch.zeros(16, dtype=torch.int64)
+    left = {}
+    for name in ("keen", "plain"):
+        torch.manual_seed(0)
+        rival = KeenRival(colours, 8) if name == "keen" else TileRival(8)
+        optimizer = torch.optim.Adam(rival.parameters(), 2e-3)
+        losses = []
+        for _ in range(60):
+            real, made = (faintly_coloured(16, faint, random) for faint in (0.03, 0.01))
+            loss = hinges(rival(real, text, tissues), rival(made, text, tissues))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        left[name] = sum(losses[-5:]) / sum(losses[:5])
+    assert left["keen"] < 0.75 < 0.95 < left["plain"]
+
+
+def test_a_run_goes_on_with_a_keen_rival_where_it_had_the_other_but_not_back(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    plain, keen = (AdversarialConfig(rival_width=4, keen=each) for each in (False, True))
+    before = Run(task_of(encoder, adversarial=plain), OPTIM)
+    for _ in before.steps():
+        pass
+    before.save(tmp_path / "checkpoint.pt")
+    assert before.rivalry is not None
+    known = {name: weight.clone() for name, weight in before.rivalry.model.state_dict().items()}
+    longer = OPTIM.model_copy(update={"steps": OPTIM.steps + 2})
+    after = Run(task_of(encoder, adversarial=keen), longer)
+    assert after.rivalry is not None
+    fresh = weights_of(after.rivalry.model.keen)
+    after.restore(tmp_path / "checkpoint.pt")
+    assert all(torch.equal(after.rivalry.model.state_dict()[name], known[name]) for name in known)
+    assert not changed(after.rivalry.model.keen, fresh)
+    moments = before.rivalry.optimizer.state_dict()["state"]
+    restored = after.rivalry.optimizer.state_dict()["state"]
+    assert restored.keys() == moments.keys()
+    assert all(torch.equal(restored[i]["exp_avg_sq"], moments[i]["exp_avg_sq"]) for i in moments)
+    for _ in after.steps():
+        pass
+    assert after.state.step == longer.steps
+    assert changed(after.rivalry.model.keen, fresh) >= {name for name in fresh if not name.endswith("bias")}
+    after.save(tmp_path / "checkpoint.pt")
+    with pytest.raises(TrainingError, match="cannot be resumed"):
+        Run(task_of(encoder, adversarial=plain), OPTIM).restore(tmp_path / "checkpoint.pt")
+
+
+def test_a_keen_rival_sees_tiles_in_the_levels_in_which_they_are_stored(encoder: TextEncoder) -> None:
+    task = task_of(encoder, adversarial=AdversarialConfig(rival_width=4, keen=True))
+    made = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    used = task._as_used(made, torch.zeros(4, dtype=torch.int64))
+    levels = (task.pipeline.restore(used.detach()) + 1) * 127.5
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    used.sum().backward()
+    assert made.grad is not None
+    assert torch.equal(made.grad, torch.ones_like(made))
+
+
+def test_with_a_keen_rival_the_power_of_each_principal_colour_counts(encoder: TextEncoder) -> None:
+    task = task_of(encoder, adversarial=AdversarialConfig(rival_width=4, keen=True, spectrum=1.0))
+    tiles = to_model_range(task.train.images[:4])
+    power = task._power_in(tiles)
+    assert power.shape == (4, 4 * 14)
+    grey = tiles.mean(1, keepdim=True).expand_as(tiles)
+    coloured = task._power_in(grey) / power
+    assert torch.allclose(coloured[:, :14], torch.ones(4, 14), atol=1e-3)  # grey has all that grey has
+    assert float(coloured[:, 14:28].median()) < 0.5  # and little of the faint colours
 
 
 def test_features_of_the_validator_reach_the_network_and_stay_as_they_are(encoder: TextEncoder) -> None:
