@@ -83,13 +83,12 @@ _LIMITS = """\
   studied."""
 
 _LOOKED_AT = """\
-- Looked at beside real tiles, the twelve first tiles of each sheet have the colours, the density and the
-  grain of their tissue. Muscle shows parallel fibres with their nuclei, stroma wavier ones, mucus strands,
-  lymphocytes crowded small nuclei and the gaps between them. Most tiles of normal mucosa show round pale
-  glands between dark cells, some with a dark rim, but seldom a lumen or the single cells of the wall. The
-  membranes of fat are thin and curved, yet most end before they close to a cell, and the clefts of tumour
-  are not lined as the lumen of a gland is: walls of glands and whole fat cells cannot be taught from these
-  tiles."""
+- Looked at beside as many real tiles, first tiles of muscle, stroma, debris, lymphocytes and mucus have the
+  fibres with their nuclei, the crumbs, the crowded small nuclei with gaps and the strands of their tissue.
+  Most tiles of normal mucosa show round pale glands between dark cells, some with a dark rim, but seldom a
+  lumen or the single cells of the wall. Fat has thin curved membranes, of which some close to a cell and most
+  end before. Tumour has dark crowded cells and clefts, which are not lined as the lumen of a gland is: walls
+  of glands and whole fat cells cannot be taught from these tiles."""
 
 _TURNED = """\
 - Tiles are turned by a quarter or mirrored by their seed, as far as the words for their direction stay the
@@ -135,9 +134,10 @@ _WITH_DETAIL = """\
   of another fewer."""
 
 _TEXTURE = """\
-- Texture is corrected by the same factors for every tile of a tissue, found on other generated tiles and on
-  training tiles: mean power spectra are near those of real tiles because of that. What differs from tile to
-  tile is as the network made it. Not corrected, since more than such factors is amiss: {}.{}"""
+- Texture of a tissue is corrected by the same factors for every tile, found on other generated tiles and on
+  training tiles: its mean power spectrum is near that of real tiles because of that. What differs from tile
+  to tile is as the network made it. Left as the network makes them: {}. Not corrected, since more than such
+  factors is amiss: {}.{}"""
 _TRAINED_THROUGH = """ The
   adapter was trained through a correction of this kind: rival, validator and spectrum saw corrected tiles."""
 
@@ -146,8 +146,8 @@ _VARIED = """\
   real tile of the same rank: {}. What there is in a tile stays, fainter or bolder."""
 
 _PARTLY_CORRECTED = """\
-- Of the correction only a share is made where the whole would make the tissue harder to recognise: {}. The
-  network gives such a tissue a texture that helps the validator to name it."""
+- Of the correction only a share is made: {}. The whole may make a tissue harder to recognise, as the network
+  gives it a texture that helps the validator to name it."""
 
 _DETAIL_DATA = """\
 The detail model was trained on other tiles, at 0.5 um a pixel after scaling, with their stain matched to
@@ -238,10 +238,12 @@ def _limits(weights: Weights) -> Iterator[str]:
     if adapter.get("sampling", {}).get("turned"):
         yield _TURNED
     if (texture := adapter.get("texture")) is not None:
-        left = [tissue.label for tissue in TISSUES if tissue.code not in texture["of"]]
+        shares = {tissue.code: texture.get("strengths", {}).get(tissue.code, 1.0) for tissue in TISSUES}
+        left = [tissue.label for tissue in TISSUES if not shares[tissue.code]]
+        amiss = [t.label for t in TISSUES if shares[t.code] and t.code not in texture["of"]]
         through = _TRAINED_THROUGH if adversarial.get("texture") else ""
-        partly = [f"{code} {share:g}" for code, share in texture.get("strengths", {}).items()]
-        yield _TEXTURE.format(", ".join(left) or "none", through)
+        partly = [f"{code} {share:g}" for code, share in shares.items() if 0 < share < 1]
+        yield _TEXTURE.format(", ".join(left) or "none", ", ".join(amiss) or "none", through)
         if partly:
             yield _PARTLY_CORRECTED.format(", ".join(partly))
         if varied := texture.get("varied"):

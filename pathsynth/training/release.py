@@ -186,10 +186,11 @@ def add_texture(
     say: Say,
 ) -> None:
     """Correct the texture by how `per_tissue` first tiles of each tissue differ from those of PathMNIST
-    train, wholly or by the share in `strengths`, by the code of a tissue; for the tissues whose codes are in
-    `varied`, by how it differs from tile to tile as well. `numbers` has how many tiles where that is not
-    `per_tissue`, by the code: few dirty tiles make most of the power of background, which takes more of them
-    to know. The wordings that a request may draw have their turn one after the other.
+    train, wholly or by the share in `strengths`, by the code of a tissue, where 0 leaves it as it is; for the
+    tissues whose codes are in `varied`, by how it differs from tile to tile as well. `numbers` has how many
+    tiles where that is not `per_tissue`, by the code: few dirty tiles make most of the power of background,
+    which takes more of them to know. The wordings that a request may draw have their turn one after the
+    other.
 
     Raises:
         DataError: PathMNIST is not there.
@@ -206,6 +207,9 @@ def add_texture(
     texture: dict[str, list[list[list[float]]]] = {}
     variety: dict[str, Variety] = {}
     for tissue in TISSUES:
+        strength = strengths.get(tissue.code, 1.0)
+        if not strength and tissue.code not in varied:
+            continue
         say(f"Fitting the texture: {tissue.label}")
         made, asked = [], wordings.get(tissue.code, [tissue.label])
         for i in range(numbers.get(tissue.code, per_tissue)):
@@ -216,10 +220,10 @@ def add_texture(
         if tissue.code in varied:
             variety[tissue.code] = fit_variety(tiles, real)
             tiles = from_model_range(vary(to_model_range(tiles), variety[tissue.code]))
-        fitted = fit_texture(tiles, real, strengths.get(tissue.code, 1.0))
-        if fitted is None:
+        fitted = fit_texture(tiles, real, strength) if strength else None
+        if fitted is None and strength:
             say(f"{tissue.label}: more than a gain can mend; no matrices")
-        else:
+        elif fitted is not None:
             texture[tissue.code] = fitted
     adapter = known.path("lora/default")
     sampling = load_sampling(adapter).model_copy(update={"texture": texture, "variety": variety})

@@ -157,7 +157,8 @@ def test_the_card_says_when_the_adapter_was_taught_to_be_recognised_by_the_valid
 
 
 @pytest.mark.parametrize(
-    ("adversarial", "strengths"), [({"steps": 4}, {}), ({"texture": "earlier"}, {"STR": 0.82, "MUS": 0.5})]
+    ("adversarial", "strengths"),
+    [({"steps": 4}, {}), ({"texture": "earlier"}, {"STR": 0.82, "MUS": 0.5, "LYM": 0})],
 )
 def test_the_card_says_how_texture_was_corrected(
     folder: Path, adversarial: dict[str, object], strengths: dict[str, float]
@@ -167,7 +168,8 @@ def test_the_card_says_how_texture_was_corrected(
     limits = " ".join(card(folder).split())
     assert "Not corrected, since more than such factors is amiss: adipose" in limits
     assert ("trained through a correction" in limits) is ("texture" in adversarial)
-    assert ("STR 0.82, MUS 0.5" in limits) is bool(strengths)
+    assert ("only a share is made: MUS 0.5, STR 0.82." in limits) is bool(strengths)
+    assert f"network makes them: {'lymphocytes' if strengths else 'none'}." in limits
     assert ("only a share" in limits) is bool(strengths)
 
 
