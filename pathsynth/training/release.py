@@ -220,10 +220,12 @@ def add_texture(
         if tissue.code in varied:
             variety[tissue.code] = fit_variety(tiles, real)
             tiles = from_model_range(vary(to_model_range(tiles), variety[tissue.code]))
-        fitted = fit_texture(tiles, real, strength) if strength else None
-        if fitted is None and strength:
+        if not strength:
+            continue
+        fitted = fit_texture(tiles, real, strength)
+        if fitted is None:
             say(f"{tissue.label}: more than a gain can mend; no matrices")
-        elif fitted is not None:
+        else:
             texture[tissue.code] = fitted
     adapter = known.path("lora/default")
     sampling = load_sampling(adapter).model_copy(update={"texture": texture, "variety": variety})
@@ -365,7 +367,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="CODE=SHARE",
-        help="make that share of the correction of a tissue, which fine texture is recognised by",
+        help="make that share (0: none) of the correction of a tissue, which fine texture is recognised by",
     )
     parser.add_argument(
         "--texture-variety",
