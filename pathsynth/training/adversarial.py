@@ -54,6 +54,7 @@ from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, tile_power
+from pathsynth.training.pupil import Lessons, Pupil
 from pathsynth.training.wording import asked_by, attributes_of, directions_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
@@ -66,6 +67,7 @@ _LEAST_MADE = 4
 _LEAST_DEVIATION = 1e-3
 _SURE = 0.1
 _KNOWN_COLOURS = 2048
+_ASKED_PER_TISSUE = 200
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,10 @@ class EvenColours(nn.Module):
         self.register_buffer("turns", torch.stack(turns))
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        parts = zip(self.turns, (tiles, _fine(tiles)), strict=True)
-        seen = [torch.einsum("kc,nchw->nkhw", turn, each) for turn, each in parts]
+        # In half precision a step of one level would be lost, which is what is to be seen.
+        with torch.autocast(tiles.device.type, enabled=False):
+            parts = zip(self.turns, (tiles.float(), _fine(tiles.float())), strict=True)
+            seen = [torch.einsum("kc,nchw->nkhw", turn, each) for turn, each in parts]
         return torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
 
 
@@ -275,6 +279,12 @@ class AdversarialLoraTask(LoraTask):
             rival = KeenRival(self._colours, self.adversarial.rival_width, widths)
         else:
             rival = TileRival(self.adversarial.rival_width, widths)
+        self._lessons: Lessons | None = None
+        if self.adversarial.pupil:
+            # Part of the rival, which is what learns beside the model, and the last, so that a run may go on
+            # with one.
+            rival.pupil = Pupil()
+            self._lessons = Lessons(rival.pupil, self.train, config.optim.seed)
         self.rival = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
         how = self.adversarial
@@ -443,6 +453,11 @@ class AdversarialLoraTask(LoraTask):
             total = total + config.spectrum * self._out_of_tune(
                 made[counted], given.step[rows], labels[counted]
             )
+        if self._lessons is not None:
+            used = self.pipeline.restore(made)
+            if self._lessons.counts and rows.any():
+                total = total + config.pupil * self._lessons.distance(used[counted], labels[counted])
+            self._lessons.remember(used[counted], labels[counted])
         shown = self._show(made, generator)
         if config.recognition:
             total = total + config.recognition * self._unsure(shown.pictures, labels)
@@ -455,8 +470,13 @@ class AdversarialLoraTask(LoraTask):
         return total
 
     def rival_loss(self, rival: nn.Module, batch: FlowBatch) -> torch.Tensor:
-        """Hinge loss of the rival on the tiles that `loss` has just made and on the real ones."""
-        return self._contest.rival_loss(rival)
+        """Hinge loss of the rival on the tiles that `loss` has just made and on the real ones. With a pupil
+        also what that has to learn from tiles made lately.
+        """
+        loss = self._contest.rival_loss(rival)
+        if self._lessons is not None and self._lessons.ready:
+            loss = loss + self._lessons.loss()
+        return loss
 
     def sample(
         self, model: nn.Module, context: TextContext, like: torch.Tensor, generator: torch.Generator
@@ -469,7 +489,8 @@ class AdversarialLoraTask(LoraTask):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Of 16 first tiles of each tissue: the share that the validator recognises, coverage and density
-        among as many of val in its features, and the distance of spectra.
+        among as many of val in its features, and the distance of spectra; with a pupil also the share of val
+        that it knows.
         """
         generator, random = torch.Generator().manual_seed(1), np.random.default_rng(1)
         tiles: list[npt.NDArray[np.uint8]] = []
@@ -490,9 +511,13 @@ class AdversarialLoraTask(LoraTask):
             features_of(self._validator.model, known).numpy(),
             features_of(self._validator.model, shown_tiles).numpy(),
         )
-        return {
+        figures = {
             "recognised": float((named == asked).mean()),
             "coverage": near["coverage"],
             "density": near["density"],
             "spectrum": float(self._spectrum(to_model_range(shown_tiles), to_model_range(known))),
         } | {f"recognised_{t.code}": float((named[asked == t.index] == t.index).mean()) for t in TISSUES}
+        if self._lessons is not None:
+            shares = self._lessons.taught(self.val, _ASKED_PER_TISSUE)
+            figures |= {f"taught_{tissue.code}": share for tissue, share in zip(TISSUES, shares, strict=True)}
+        return figures

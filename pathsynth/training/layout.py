@@ -183,6 +183,12 @@ class AdversarialConfig(BaseModel):
         description="The rival, spectrum and spread also see faint colours, and the rival fine texture, as "
         "strong as others.",
     )
+    pupil: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the energy distance from real tiles in what a network sees that learns from "
+        "made ones alone.",
+    )
     sketch: PositiveInt | None = Field(
         default=None,
         description="Edge in px of sketches, from which tiles start in place of the first step.",

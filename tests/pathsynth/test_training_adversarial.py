@@ -90,7 +90,7 @@ def test_reconstruction_asks_nothing_of_what_is_made_from_pure_noise(encoder: Te
     only_noise = AdversarialConfig(rival_width=4, rival_from=99, steps=1)
     task = task_of(encoder, adversarial=only_noise)
     generator = torch.Generator().manual_seed(0)
-    assert float(task.loss(task.model, task.batch(4, generator), generator)) == 0
+    assert task.loss(task.model, task.batch(4, generator), generator).item() == 0
 
 
 def test_the_rival_learns_to_tell_made_from_real(encoder: TextEncoder) -> None:
@@ -133,6 +133,15 @@ def test_even_colours_all_vary_as_much_and_apart_from_one_another() -> None:
     for part in (seen[:, :3], seen[:, 3:]):
         covariance = torch.cov(part.transpose(0, 1).flatten(1))
         assert torch.allclose(covariance, torch.eye(3), atol=1e-2)
+
+
+def test_even_colours_keep_one_level_in_half_precision() -> None:
+    random = torch.Generator().manual_seed(0)
+    known = faintly_coloured(64, 0.03, random)
+    colours, tiles = EvenColours(known), faintly_coloured(4, 0.03, random)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = colours(tiles)
+    assert torch.equal(seen, colours(tiles))
 
 
 def test_a_keen_rival_learns_what_a_faint_colour_tells_and_another_does_not() -> None:
@@ -184,6 +193,47 @@ def test_a_run_goes_on_with_a_keen_rival_where_it_had_the_other_but_not_back(
     after.save(tmp_path / "checkpoint.pt")
     with pytest.raises(TrainingError, match="cannot be resumed"):
         Run(task_of(encoder, adversarial=plain), OPTIM).restore(tmp_path / "checkpoint.pt")
+
+
+def test_a_pupil_learns_beside_the_rival_and_a_run_may_go_on_with_one(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    without, taught = (AdversarialConfig(rival_width=4, steps=1, pupil=each) for each in (0.0, 1.0))
+    before = Run(task_of(encoder, adversarial=without), OPTIM)
+    for _ in before.steps():
+        pass
+    before.save(tmp_path / "checkpoint.pt")
+    longer = OPTIM.model_copy(update={"steps": OPTIM.steps + 3, "batch_size": 90})
+    task = task_of(encoder, adversarial=taught)
+    after = Run(task, longer)
+    after.restore(tmp_path / "checkpoint.pt")
+    assert after.rivalry is not None
+    pupil = after.rivalry.model.pupil
+    fresh = weights_of(pupil)
+    for _ in after.steps():
+        pass
+    assert changed(pupil, fresh) == set(fresh)
+    assert int(pupil.steps) == 3
+    after.save(tmp_path / "checkpoint.pt")
+    again = Run(task_of(encoder, adversarial=taught), longer)
+    again.restore(tmp_path / "checkpoint.pt")
+    assert again.rivalry is not None
+    assert not changed(again.rivalry.model.pupil, weights_of(pupil))
+    figures = task.evaluate(after.averaged)
+    assert {f"taught_{tissue.code}" for tissue in TISSUES} <= figures.keys()
+
+
+def test_what_a_pupil_would_learn_may_count(encoder: TextEncoder) -> None:
+    only = AdversarialConfig(rival_width=4, rival_from=99, steps=1, reconstruction=0.0, pupil=1.0)
+    task = task_of(encoder, adversarial=only)
+    generator = torch.Generator().manual_seed(0)
+    batch = task.batch(90, generator)
+    assert task.loss(task.model, batch, generator).item() == 0  # it knows nothing yet
+    assert task._lessons is not None
+    task._lessons._pupil.steps.fill_(100)
+    task.loss(task.model, batch, generator).backward()
+    gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 def test_a_keen_rival_sees_tiles_in_the_levels_in_which_they_are_stored(encoder: TextEncoder) -> None:
