@@ -45,12 +45,12 @@ def vary_stain(images: torch.Tensor, generator: torch.Generator, strength: float
     """Scale and shift each stain of each image by up to `strength`; images float (N, 3, H, W) in [-1, 1]."""
     if strength == 0:
         return images
-    count = len(images)
+    count, device = len(images), images.device
     density = -torch.log((images + 1).mul(0.5).clamp_min(1 / 255))
-    scale = 1 + strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
-    shift = 0.25 * strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
-    stains = torch.einsum("nchw,cs->nshw", density, _TO_STAIN) * scale + shift
-    varied = torch.exp(-torch.einsum("nshw,sc->nchw", stains, _FROM_STAIN))
+    scale = 1 + strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1).to(device)
+    shift = 0.25 * strength * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1).to(device)
+    stains = torch.einsum("nchw,cs->nshw", density, _TO_STAIN.to(device)) * scale + shift
+    varied = torch.exp(-torch.einsum("nshw,sc->nchw", stains, _FROM_STAIN.to(device)))
     return varied.mul(2).sub(1).clamp(-1, 1)
 
 

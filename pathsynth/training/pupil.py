@@ -23,6 +23,7 @@ _COMPARED_PER_TISSUE = 96
 _COMPARED_AGAIN_AFTER = 20
 _LISTENED_TO_FROM = 100
 _STAIN_STRENGTH = 0.2
+_OTHER_STAIN = 0.35
 _LESSON = 64
 _LEAST_DEVIATION = 1e-3
 
@@ -91,21 +92,21 @@ class Lessons:
         """Cross-entropy (scalar) of the pupil on made tiles, of each tissue as many."""
         labels = torch.randint(len(TISSUES), (_LESSON,), generator=self._generator)
         tiles = torch.stack([self._any_of(self._made[label], 1)[0] for label in labels.tolist()])
-        tiles = vary_stain(dihedral(tiles, self._generator), self._generator, _STAIN_STRENGTH)
         device = self._pupil.named.weight.device
         self._pupil.steps.add_(1)
-        named = self._pupil(tiles.to(device, memory_format=torch.channels_last))
+        named = self._pupil(self._stained(tiles.to(device), _STAIN_STRENGTH))
         return F.cross_entropy(named.float(), labels.to(device), label_smoothing=0.05)
 
     def distance(self, tiles: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean over made tiles (N, 3, 28, 28) in [-1, 1] of tissues (N,) of the energy distance from real
-        ones in what the pupil sees (scalar); no gradient reaches the pupil.
+        ones in what the pupil sees, both as other laboratories may stain them (scalar); no gradient reaches
+        the pupil.
         """
         if int(self._pupil.steps) - self._compared_at >= _COMPARED_AGAIN_AFTER:
             self._compared = [self._compare(tissue.index) for tissue in TISSUES]
             self._compared_at = int(self._pupil.steps)
         self._pupil.requires_grad_(False)
-        kinds = self._pupil.kinds(tiles)
+        kinds = self._pupil.kinds(self._stained(tiles, _OTHER_STAIN))
         self._pupil.requires_grad_(True)
         total = tiles.new_zeros(())
         for row, label in enumerate(labels.tolist()):
@@ -127,9 +128,17 @@ class Lessons:
         chosen = self._any_of(self._at[tissue], _COMPARED_PER_TISSUE).numpy()
         real = to_model_range(self._train.images[chosen])
         made = self._any_of(self._made[tissue], _COMPARED_PER_TISSUE)
+        device = self._pupil.named.weight.device
         with torch.no_grad():
-            seen = [self._pupil.kinds(each.to(self._pupil.named.weight.device)) for each in (real, made)]
+            shown = [self._stained(each.to(device), _OTHER_STAIN) for each in (real, made)]
+            seen = [self._pupil.kinds(each) for each in shown]
         return [_Compared(*kind) for kind in zip(*seen, strict=True)]
+
+    def _stained(self, tiles: torch.Tensor, strength: float) -> torch.Tensor:
+        """Tiles (N, 3, 28, 28) in [-1, 1] under a symmetry and in a stain of their own."""
+        with torch.autocast(tiles.device.type, enabled=False):
+            varied = vary_stain(dihedral(tiles.float(), self._generator), self._generator, strength)
+        return varied.contiguous(memory_format=torch.channels_last)
 
     def _any_of(self, some: torch.Tensor, count: int) -> torch.Tensor:
         return some[torch.randint(len(some), (count,), generator=self._generator)]
