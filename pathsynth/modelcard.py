@@ -85,10 +85,10 @@ _LIMITS = """\
 _LOOKED_AT = """\
 - Looked at beside as many real tiles, first tiles of muscle, stroma, debris, lymphocytes and mucus have the
   fibres with their nuclei, the crumbs, the crowded small nuclei with gaps and the strands of their tissue.
-  Most tiles of normal mucosa show round pale glands between dark cells, some with a dark rim, but seldom a
-  lumen or the single cells of the wall. Fat has thin curved membranes, of which some close to a cell and most
-  end before. Tumour has dark crowded cells and clefts, which are not lined as the lumen of a gland is: walls
-  of glands and whole fat cells cannot be taught from these tiles."""
+  Most tiles of normal mucosa show pale patches or round pale glands between dark cells, some with a dark rim,
+  but seldom a lumen or the single cells of the wall. Fat has thin curved membranes, of which few close to a
+  cell and most end before. Tumour has dark crowded cells and clefts, which are not lined as the lumen of a
+  gland is: walls of glands and whole fat cells cannot be taught from these tiles."""
 
 _TURNED = """\
 - Tiles are turned by a quarter or mirrored by their seed, as far as the words for their direction stay the
@@ -107,6 +107,11 @@ _RECOGNISED = """\
 - The default adapter also learnt to be named right by the validator itself. Its unfiltered figures by the
   validator, and how seldom the loop discards, are therefore what it was taught; those by the judge are
   not."""
+
+_PUPIL = """\
+- The default adapter also learnt from a small network that learns the tissues from its tiles alone: they are
+  drawn to where that places real ones of train. The classification accuracy score, with another network and
+  on test, measures what this aims at."""
 
 _WORDINGS = """\
 - A request that only names a tissue draws the attributes of a training tile of it, as words, and first tiles
@@ -233,6 +238,8 @@ def _limits(weights: Weights) -> Iterator[str]:
         yield _SEEN_FEATURES
     if adversarial.get("recognition"):
         yield _RECOGNISED
+    if adversarial.get("pupil"):
+        yield _PUPIL
     if weights.has("wordings"):
         yield _WORDINGS
     if adapter.get("sampling", {}).get("turned"):

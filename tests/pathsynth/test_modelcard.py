@@ -156,6 +156,14 @@ def test_the_card_says_when_the_adapter_was_taught_to_be_recognised_by_the_valid
         assert (warning in " ".join(card(folder).split())) is is_told
 
 
+def test_the_card_says_when_the_adapter_aimed_at_what_its_tiles_teach(folder: Path) -> None:
+    for adversarial, is_told in (({"pupil": 0.0}, False), ({"pupil": 2.5}, True)):
+        write_manifest(folder, {"lora/default": {"config": {"adversarial": adversarial}}})
+        assert (
+            "small network that learns the tissues from its tiles" in " ".join(card(folder).split())
+        ) is is_told
+
+
 @pytest.mark.parametrize(
     ("adversarial", "strengths"),
     [({"steps": 4}, {}), ({"texture": "earlier"}, {"STR": 0.82, "MUS": 0.5, "LYM": 0})],
