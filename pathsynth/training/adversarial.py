@@ -53,7 +53,7 @@ from pathsynth.texture import TextureCorrection
 from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
-from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, tile_power
+from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, mean_distance, tile_power
 from pathsynth.training.pupil import Lessons, Pupil
 from pathsynth.training.wording import asked_by, attributes_of, directions_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
@@ -231,18 +231,13 @@ class TissueSpread:
                 kind[row] / s.to(kind.device) for kind, s in zip(features, self._scales[label], strict=True)
             ]
             for i, (mine, known) in enumerate(zip(own, self._known[label], strict=True)):
-                apart = _distance(mine, known)
+                apart = mean_distance(mine, known)
                 if len(lately) >= _LEAST_MADE:
-                    apart = apart - _distance(mine, torch.stack([each[i] for each in lately]))
+                    apart = apart - mean_distance(mine, torch.stack([each[i] for each in lately]))
                 total = total + apart
             lately.append(tuple(each.detach().cpu() for each in own))
             del lately[:-_MADE_PER_TISSUE]
         return total / (len(labels) * len(features))
-
-
-def _distance(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Mean distance (scalar) of a vector (F,) from others (M, F)."""
-    return (others.to(one.device) - one).square().sum(1).add(1e-8).sqrt().mean()
 
 
 class AdversarialLoraTask(LoraTask):

@@ -245,6 +245,11 @@ def _distances(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return (some[:, None] - others).square().sum(2).add(1e-8).sqrt()
 
 
+def mean_distance(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Mean distance (scalar) of a vector (F,) from others (M, F), with a gradient at zero."""
+    return _distances(one[None], others.to(one.device)).mean()
+
+
 def pooled(features: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Mean and standard deviation over places (N, 2 C) of each kind of features (N, C, h, w)."""
     return [torch.cat([each.mean((2, 3)), each.var((2, 3)).add(1e-8).sqrt()], dim=1) for each in features]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pathsynth.data import Split
 from pathsynth.tissues import TISSUES
 from pathsynth.training.augment import dihedral, vary_stain
+from pathsynth.training.perceptual import mean_distance
 from pathsynth.validator import to_model_range
 
 _KEPT_PER_TISSUE = 200
@@ -154,8 +155,4 @@ class _Compared:
     def __call__(self, one: torch.Tensor) -> torch.Tensor:
         """Mean distance (scalar) of features (F,) from the real ones, less that from the made ones."""
         mine = one.float() / self._scale
-        to_real, to_made = (
-            (others - mine).square().sum(1).add(1e-8).sqrt().mean() for others in (self._real, self._made)
-        )
-        difference: torch.Tensor = to_real - to_made
-        return difference
+        return mean_distance(mine, self._real) - mean_distance(mine, self._made)
