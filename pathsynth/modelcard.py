@@ -109,8 +109,8 @@ _RECOGNISED = """\
   not."""
 
 _PUPIL = """\
-- The default adapter also learnt from a small network that learns the tissues from its tiles alone: they are
-  drawn to where that places real ones of train. The classification accuracy score, with another network and
+- The default adapter also learnt from small networks that learn the tissues from its tiles alone: they are
+  drawn to where those place real ones of train. The classification accuracy score, with another network and
   on test, measures what this aims at."""
 
 _WORDINGS = """\

@@ -26,6 +26,7 @@ after Zhao et al., *Differentiable Augmentation*, 2020.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, mean_distance, tile_power
-from pathsynth.training.pupil import Lessons, Pupil
+from pathsynth.training.pupil import FreshLessons, Lessons, Pupil
 from pathsynth.training.wording import asked_by, attributes_of, directions_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
@@ -240,6 +241,12 @@ class TissueSpread:
         return total / (len(labels) * len(features))
 
 
+def _without_pupil(rival: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take the pupil out of the state of a rival: one that has none may go on from one that had."""
+    for name in [name for name in state if name.startswith(f"{prefix}pupil.")]:
+        del state[name]
+
+
 class AdversarialLoraTask(LoraTask):
     """An adapter against a rival. `validator` measures for the log, and lends the rival the features of the
     configured layers.
@@ -274,8 +281,12 @@ class AdversarialLoraTask(LoraTask):
             rival = KeenRival(self._colours, self.adversarial.rival_width, widths)
         else:
             rival = TileRival(self.adversarial.rival_width, widths)
-        self._lessons: Lessons | None = None
-        if self.adversarial.pupil:
+        self._lessons: Lessons | FreshLessons | None = None
+        if not self.adversarial.pupil or self.adversarial.fresh_pupils:
+            rival.register_load_state_dict_pre_hook(_without_pupil)  # type: ignore[no-untyped-call]
+        if self.adversarial.pupil and self.adversarial.fresh_pupils:
+            self._lessons = FreshLessons(self.adversarial.fresh_pupils, self.train, config.optim.seed)
+        elif self.adversarial.pupil:
             # Part of the rival, which is what learns beside the model, and the last, so that a run may go on
             # with one.
             rival.pupil = Pupil()
@@ -450,6 +461,8 @@ class AdversarialLoraTask(LoraTask):
             )
         if self._lessons is not None:
             used = self.pipeline.restore(made)
+            if isinstance(self._lessons, FreshLessons):
+                self._lessons.go_on()
             if self._lessons.counts and rows.any():
                 total = total + config.pupil * self._lessons.distance(used[counted], labels[counted])
             self._lessons.remember(used[counted], labels[counted])
@@ -469,7 +482,7 @@ class AdversarialLoraTask(LoraTask):
         also what that has to learn from tiles made lately.
         """
         loss = self._contest.rival_loss(rival)
-        if self._lessons is not None and self._lessons.ready:
+        if isinstance(self._lessons, Lessons) and self._lessons.ready:
             loss = loss + self._lessons.loss()
         return loss
 
@@ -514,5 +527,5 @@ class AdversarialLoraTask(LoraTask):
         } | {f"recognised_{t.code}": float((named[asked == t.index] == t.index).mean()) for t in TISSUES}
         if self._lessons is not None:
             shares = self._lessons.taught(self.val, _ASKED_PER_TISSUE)
-            figures |= {f"taught_{tissue.code}": share for tissue, share in zip(TISSUES, shares, strict=True)}
+            figures |= {f"taught_{TISSUES[i].code}": share for i, share in enumerate(shares)}
         return figures

@@ -348,7 +348,9 @@ class _Rivalry:
         return {"model": model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what `state` gave. What this rival has beyond that, after all of it, starts fresh."""
+        """Go on from what `state` gave. What this rival has beyond that, after all of it, starts fresh; what
+        it does not load, at the end of that, is left out.
+        """
         model = self._accelerator.unwrap_model(self.model)
         if unexpected := model.load_state_dict(saved["model"], strict=False).unexpected_keys:
             raise KeyError(*unexpected)
@@ -357,7 +359,7 @@ class _Rivalry:
         if known != names[: len(known)]:
             raise KeyError("a part of the rival that is not its last")
         optimizer = self.optimizer.state_dict()
-        optimizer["state"] = saved["optimizer"]["state"]
+        optimizer["state"] = {i: each for i, each in saved["optimizer"]["state"].items() if i < len(known)}
         self.optimizer.load_state_dict(optimizer)
 
 

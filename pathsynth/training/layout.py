@@ -189,6 +189,12 @@ class AdversarialConfig(BaseModel):
         description="Weight of the energy distance from real tiles in what a network sees that learns from "
         "made ones alone.",
     )
+    fresh_pupils: int = Field(
+        default=0,
+        ge=0,
+        description="How many such networks, the latest of those that are trained from scratch every 200 "
+        "steps, in place of one that learns on.",
+    )
     sketch: PositiveInt | None = Field(
         default=None,
         description="Edge in px of sketches, from which tiles start in place of the first step.",

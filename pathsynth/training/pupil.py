@@ -6,11 +6,16 @@ them. So tiles of a tissue are drawn to where the pupil places real ones of it: 
 mucus, what is made of mucosa has to go there too, and be named right, from which the pupil learns on. After
 Zhao and Bilen, *Dataset Condensation with Distribution Matching*, 2023, with a network that is trained
 meanwhile in place of random ones, and with the energy distance of whole distributions in place of means.
+
+A pupil that learns on has seen more tiles than any classifier is trained on, and what one adapter after
+another makes of a tissue: it comes to know real mucosa that a fresh network, with 200 tiles of each tissue,
+does not. So there may be fresh ones in its place, each trained to the end on few tiles.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
 
 from pathsynth.data import Split
 from pathsynth.tissues import TISSUES
@@ -26,6 +31,11 @@ _LISTENED_TO_FROM = 100
 _STAIN_STRENGTH = 0.2
 _OTHER_STAIN = 0.35
 _LESSON = 64
+_FRESH_AFTER = 200
+_FRESH_LESSONS = 400
+_FRESH_RATE = 2e-3
+_FRESH_DECAY = 0.05
+_FRESH_LEAST = 24
 _LEAST_DEVIATION = 1e-3
 
 
@@ -58,17 +68,73 @@ class Pupil(nn.Module):
         return [middle.mean((2, 3)), late, self.named(late)]
 
 
-class Lessons:
-    """The latest made tiles of each tissue, which a pupil learns from, and how far from where it places
-    real ones of `train` it places what is made.
+class _Lessons:
+    """What pupils are shown: made tiles, real ones of `train`, both as other laboratories may stain them."""
+
+    def __init__(self, train: Split, seed: int) -> None:
+        self._train = train
+        self._at = [torch.nonzero(torch.from_numpy(train.labels == t.index))[:, 0] for t in TISSUES]
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _none(self) -> list[torch.Tensor]:
+        """No tiles (0, 3, 28, 28) of each tissue."""
+        return [torch.empty(0, 3, *self._train.images.shape[1:3]) for _ in TISSUES]
+
+    def _loss(self, pupil: Pupil, made: list[torch.Tensor]) -> torch.Tensor:
+        """Cross-entropy (scalar) of a pupil on made tiles, of each tissue as many."""
+        labels = torch.randint(len(TISSUES), (_LESSON,), generator=self._generator)
+        tiles = torch.stack([self._any_of(made[label], 1)[0] for label in labels.tolist()])
+        device = pupil.named.weight.device
+        named = pupil(self._stained(tiles.to(device), _STAIN_STRENGTH))
+        return F.cross_entropy(named.float(), labels.to(device), label_smoothing=0.05)
+
+    def _apart(
+        self, pupil: Pupil, compared: list[list["_Compared"]], tiles: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean over made tiles (N, 3, 28, 28) in [-1, 1] of tissues (N,) of the energy distance from real
+        ones in what a pupil sees (scalar).
+        """
+        kinds = pupil.kinds(self._stained(tiles, _OTHER_STAIN))
+        total = tiles.new_zeros(())
+        for row, label in enumerate(labels.tolist()):
+            for kind, known in zip(kinds, compared[label], strict=True):
+                total = total + known(kind[row])
+        return total / (len(labels) * len(kinds))
+
+    def _compare(self, pupil: Pupil, tissue: int, made: torch.Tensor) -> list["_Compared"]:
+        """Real tiles of a tissue and some of the made ones (N, 3, 28, 28) in [-1, 1], as a pupil sees
+        them.
+        """
+        chosen = self._any_of(self._at[tissue], _COMPARED_PER_TISSUE).numpy()
+        real = to_model_range(self._train.images[chosen])
+        device = pupil.named.weight.device
+        with torch.no_grad():
+            shown = [
+                self._stained(each.to(device), _OTHER_STAIN)
+                for each in (real, self._any_of(made, _COMPARED_PER_TISSUE))
+            ]
+            seen = [pupil.kinds(each) for each in shown]
+        return [_Compared(*kind) for kind in zip(*seen, strict=True)]
+
+    def _stained(self, tiles: torch.Tensor, strength: float) -> torch.Tensor:
+        """Tiles (N, 3, 28, 28) in [-1, 1] under a symmetry and in a stain of their own."""
+        with torch.autocast(tiles.device.type, enabled=False):
+            varied = vary_stain(dihedral(tiles.float(), self._generator), self._generator, strength)
+        return varied.contiguous(memory_format=torch.channels_last)
+
+    def _any_of(self, some: torch.Tensor, count: int) -> torch.Tensor:
+        return some[torch.randint(len(some), (count,), generator=self._generator)]
+
+
+class Lessons(_Lessons):
+    """The latest made tiles of each tissue, which one pupil goes on learning from, and how far from where it
+    places real ones of `train` it places what is made.
     """
 
     def __init__(self, pupil: Pupil, train: Split, seed: int) -> None:
+        super().__init__(train, seed)
         self._pupil = pupil
-        self._train = train
-        self._at = [torch.nonzero(torch.from_numpy(train.labels == t.index))[:, 0] for t in TISSUES]
-        self._made = [torch.empty(0, 3, *train.images.shape[1:3]) for _ in TISSUES]
-        self._generator = torch.Generator().manual_seed(seed)
+        self._made = self._none()
         self._compared: list[list[_Compared]] = []
         self._compared_at = -_COMPARED_AGAIN_AFTER
 
@@ -91,58 +157,119 @@ class Lessons:
 
     def loss(self) -> torch.Tensor:
         """Cross-entropy (scalar) of the pupil on made tiles, of each tissue as many."""
-        labels = torch.randint(len(TISSUES), (_LESSON,), generator=self._generator)
-        tiles = torch.stack([self._any_of(self._made[label], 1)[0] for label in labels.tolist()])
-        device = self._pupil.named.weight.device
         self._pupil.steps.add_(1)
-        named = self._pupil(self._stained(tiles.to(device), _STAIN_STRENGTH))
-        return F.cross_entropy(named.float(), labels.to(device), label_smoothing=0.05)
+        return self._loss(self._pupil, self._made)
 
     def distance(self, tiles: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean over made tiles (N, 3, 28, 28) in [-1, 1] of tissues (N,) of the energy distance from real
-        ones in what the pupil sees, both as other laboratories may stain them (scalar); no gradient reaches
-        the pupil.
+        ones in what the pupil sees (scalar); no gradient reaches the pupil.
         """
         if int(self._pupil.steps) - self._compared_at >= _COMPARED_AGAIN_AFTER:
-            self._compared = [self._compare(tissue.index) for tissue in TISSUES]
+            made = enumerate(self._made)
+            self._compared = [self._compare(self._pupil, tissue, each) for tissue, each in made]
             self._compared_at = int(self._pupil.steps)
         self._pupil.requires_grad_(False)
-        kinds = self._pupil.kinds(self._stained(tiles, _OTHER_STAIN))
+        apart = self._apart(self._pupil, self._compared, tiles, labels)
         self._pupil.requires_grad_(True)
-        total = tiles.new_zeros(())
-        for row, label in enumerate(labels.tolist()):
-            for kind, compared in zip(kinds, self._compared[label], strict=True):
-                total = total + compared(kind[row])
-        return total / (len(labels) * len(kinds))
+        return apart
 
     def taught(self, split: Split, per_tissue: int) -> list[float]:
         """The share of the first real tiles of each tissue that the pupil names right."""
-        device, shares = self._pupil.named.weight.device, []
-        for tissue in TISSUES:
-            tiles = to_model_range(split.images[split.labels == tissue.index][:per_tissue])
-            with torch.no_grad():
-                named = self._pupil(tiles.to(device)).argmax(1)
-            shares.append(float((named == tissue.index).float().mean()))
-        return shares
+        return _known(self._pupil, split, per_tissue)
 
-    def _compare(self, tissue: int) -> list["_Compared"]:
-        chosen = self._any_of(self._at[tissue], _COMPARED_PER_TISSUE).numpy()
-        real = to_model_range(self._train.images[chosen])
-        made = self._any_of(self._made[tissue], _COMPARED_PER_TISSUE)
-        device = self._pupil.named.weight.device
+
+class FreshLessons(_Lessons):
+    """The latest made tiles of each tissue, one half to learn from and the other to compare; the latest
+    `count` pupils, of which a new one is trained from scratch every 200 steps, with 400 batches of what is
+    there to learn from; and how far from where they place real tiles of `train` they place what is made.
+
+    Tiles that a pupil has learnt from are not compared, since it is surer of those. Pupils are not kept with
+    a run: one that is resumed begins anew when there are tiles enough.
+    """
+
+    def __init__(self, count: int, train: Split, seed: int) -> None:
+        super().__init__(train, seed)
+        self._count = count
+        self._learnt, self._shown = self._none(), self._none()
+        self._pupils: list[Pupil] = []
+        self._compared: list[list[list[_Compared]]] = []
+        self._steps = 0
+        self._device = torch.device("cpu")
+
+    def remember(self, tiles: torch.Tensor, labels: torch.Tensor) -> None:
+        """Keep tiles (N, 3, 28, 28) in [-1, 1] of tissues (N,), and of each tissue the latest; one of two to
+        learn from.
+        """
+        self._device = tiles.device
+        tiles, labels = tiles.detach().cpu(), labels.cpu()
+        for tile, tissue in zip(tiles, labels.tolist(), strict=True):
+            to_learn = len(self._learnt[tissue]) <= len(self._shown[tissue])
+            if len(self._learnt[tissue]) == _KEPT_PER_TISSUE:
+                to_learn = bool(torch.rand((), generator=self._generator) < 0.5)
+            pile = self._learnt if to_learn else self._shown
+            pile[tissue] = torch.cat([pile[tissue], tile[None]])[-_KEPT_PER_TISSUE:]
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is a pupil."""
+        return bool(self._pupils)
+
+    def go_on(self) -> None:
+        """Count a step, and train a pupil when it is time for one."""
+        piles = [*self._learnt, *self._shown]
+        if self._steps % _FRESH_AFTER == 0 and min(len(each) for each in piles) < _FRESH_LEAST:
+            return
+        if self._steps % _FRESH_AFTER == 0:
+            self._pupils = [*self._pupils, self._trained()][-self._count :]
+        if self._steps % _COMPARED_AGAIN_AFTER == 0:
+            self._compared = [
+                [self._compare(pupil, tissue, made) for tissue, made in enumerate(self._shown)]
+                for pupil in self._pupils
+            ]
+        self._steps += 1
+
+    def distance(self, tiles: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean over pupils and made tiles (N, 3, 28, 28) in [-1, 1] of tissues (N,) of the energy distance
+        from real ones in what they see (scalar).
+        """
+        each = zip(self._pupils, self._compared, strict=True)
+        return torch.stack([self._apart(*pupil, tiles, labels) for pupil in each]).mean()
+
+    def taught(self, split: Split, per_tissue: int) -> list[float]:
+        """The share of the first real tiles of each tissue that the latest pupil names right; of none where
+        there is no pupil yet.
+        """
+        return _known(self._pupils[-1], split, per_tissue) if self._pupils else []
+
+    def _trained(self) -> Pupil:
+        """A pupil that has learnt, in full precision: autocast would go on with the weights that it cast at
+        first.
+        """
+        seed = int(torch.randint(2**31, (), generator=self._generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pupil = Pupil().to(self._device).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(pupil.parameters(), _FRESH_RATE, weight_decay=_FRESH_DECAY)
+        rate = OneCycleLR(optimizer, _FRESH_RATE, total_steps=_FRESH_LESSONS, pct_start=0.1)
+        with torch.autocast(self._device.type, enabled=False):
+            for _ in range(_FRESH_LESSONS):
+                optimizer.zero_grad()
+                self._loss(pupil, self._learnt).backward()
+                optimizer.step()
+                rate.step()
+        optimizer.zero_grad()
+        return pupil.requires_grad_(False)
+
+
+def _known(pupil: Pupil, split: Split, per_tissue: int) -> list[float]:
+    """The share of the first tiles of each tissue that a pupil names right."""
+    device, shares = pupil.named.weight.device, []
+    for tissue in TISSUES:
+        tiles = to_model_range(split.images[split.labels == tissue.index][:per_tissue])
         with torch.no_grad():
-            shown = [self._stained(each.to(device), _OTHER_STAIN) for each in (real, made)]
-            seen = [self._pupil.kinds(each) for each in shown]
-        return [_Compared(*kind) for kind in zip(*seen, strict=True)]
-
-    def _stained(self, tiles: torch.Tensor, strength: float) -> torch.Tensor:
-        """Tiles (N, 3, 28, 28) in [-1, 1] under a symmetry and in a stain of their own."""
-        with torch.autocast(tiles.device.type, enabled=False):
-            varied = vary_stain(dihedral(tiles.float(), self._generator), self._generator, strength)
-        return varied.contiguous(memory_format=torch.channels_last)
-
-    def _any_of(self, some: torch.Tensor, count: int) -> torch.Tensor:
-        return some[torch.randint(len(some), (count,), generator=self._generator)]
+            named = pupil(tiles.to(device)).argmax(1)
+        shares.append(float((named == tissue.index).float().mean()))
+    return shares
 
 
 class _Compared:

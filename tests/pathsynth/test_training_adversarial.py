@@ -27,6 +27,7 @@ from pathsynth.training.adversarial import (
 from pathsynth.training.engine import OptimConfig, Run, run
 from pathsynth.training.layout import AdversarialConfig, FlowConfig, LoraConfig, LoraTask
 from pathsynth.training.perceptual import hinges
+from pathsynth.training.pupil import Lessons
 from pathsynth.validator import to_model_range
 from tests import tiny
 
@@ -221,6 +222,15 @@ def test_a_pupil_learns_beside_the_rival_and_a_run_may_go_on_with_one(
     assert not changed(again.rivalry.model.pupil, weights_of(pupil))
     figures = task.evaluate(after.averaged)
     assert {f"taught_{tissue.code}" for tissue in TISSUES} <= figures.keys()
+    alone = Run(task_of(encoder, adversarial=without), longer)
+    alone.restore(tmp_path / "checkpoint.pt")  # and without it again
+    assert alone.rivalry is not None
+    both = (alone.rivalry, again.rivalry)
+    rival, beside = (each.model.state_dict() for each in both)
+    assert rival
+    assert all(torch.equal(weight, beside[name]) for name, weight in rival.items())
+    counts = [len(each.optimizer.state_dict()["state"]) for each in both]
+    assert counts[0] == counts[1] - len(list(pupil.parameters())) > 0
 
 
 def test_what_a_pupil_would_learn_may_count(encoder: TextEncoder) -> None:
@@ -229,11 +239,31 @@ def test_what_a_pupil_would_learn_may_count(encoder: TextEncoder) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = task.batch(90, generator)
     assert task.loss(task.model, batch, generator).item() == 0  # it knows nothing yet
-    assert task._lessons is not None
+    assert isinstance(task._lessons, Lessons)
     task._lessons._pupil.steps.fill_(100)
     task.loss(task.model, batch, generator).backward()
     gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_fresh_pupils_may_count_in_place_of_one_that_learns_on(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_FRESH_LESSONS": 2, "_FRESH_LEAST": 1}.items():
+        monkeypatch.setattr(f"pathsynth.training.pupil.{name}", value)
+    only = AdversarialConfig(
+        rival_width=4, rival_from=99, steps=1, reconstruction=0.0, pupil=1.0, fresh_pupils=2
+    )
+    task = task_of(encoder, adversarial=only)
+    generator = torch.Generator().manual_seed(0)
+    batch = task.batch(90, generator)
+    assert task.loss(task.model, batch, generator).item() == 0  # there is none yet
+    assert not [name for name in task.evaluate(task.model) if name.startswith("taught_")]
+    task.loss(task.model, batch, generator).backward()
+    gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+    assert {f"taught_{tissue.code}" for tissue in TISSUES} <= task.evaluate(task.model).keys()
+    assert not [name for name, _ in task.rival.named_parameters() if "pupil" in name]
 
 
 def test_a_keen_rival_sees_tiles_in_the_levels_in_which_they_are_stored(encoder: TextEncoder) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from pathsynth.data import Split
 from pathsynth.tissues import TISSUES
-from pathsynth.training.pupil import Lessons, Pupil
+from pathsynth.training.pupil import FreshLessons, Lessons, Pupil
 from pathsynth.validator import to_model_range
 
 LABELS = torch.arange(len(TISSUES)).repeat_interleave(6)
@@ -85,3 +85,72 @@ def test_of_each_tissue_the_latest_tiles_are_kept() -> None:
         found.remember(torch.full((150, 3, 28, 28), value), labels)
     assert len(found._made[0]) == 200
     assert float(found._made[0].mean()) == pytest.approx(0.375)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh pupils learn from few and small batches."""
+    for name, value in {"_FRESH_LESSONS": 60, "_LESSON": 18, "_FRESH_LEAST": 3, "_FRESH_AFTER": 4}.items():
+        monkeypatch.setattr(f"pathsynth.training.pupil.{name}", value)
+
+
+def fresh(real: torch.Tensor, made: torch.Tensor) -> FreshLessons:
+    """With a pupil that learnt from made tiles."""
+    found = FreshLessons(2, split_of(real, LABELS), seed=0)
+    found.remember(made, LABELS)
+    found.go_on()
+    return found
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_fresh_pupil_learns_what_is_made_and_is_asked_of_real_tiles(mixed: bool) -> None:
+    made = coloured(LABELS)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        taught = fresh(made, made)
+    alike, other = (split_of(coloured(LABELS, turn), LABELS) for turn in (0, 1))
+    assert np.mean(taught.taught(alike, 6)) > 0.9
+    assert np.mean(taught.taught(other, 6)) < 0.2
+
+
+@pytest.mark.usefixtures("quick")
+def test_tiles_are_drawn_to_where_fresh_pupils_place_real_ones_by_a_gradient_of_their_own() -> None:
+    real, made = coloured(LABELS, turn=1), coloured(LABELS)
+    taught = fresh(real, made)
+    tiles = made.clone().requires_grad_()
+    as_made = taught.distance(tiles, LABELS)
+    assert float(taught.distance(real, LABELS)) < 0 < float(as_made.detach())
+    as_made.backward()
+    assert tiles.grad is not None
+    assert bool(tiles.grad.flatten(1).abs().sum(1).gt(0).all())
+    assert all(weight.grad is None for weight in taught._pupils[0].parameters())
+
+
+@pytest.mark.usefixtures("quick")
+def test_fresh_pupils_follow_each_other_and_the_latest_remain() -> None:
+    found = FreshLessons(2, split_of(coloured(LABELS), LABELS), seed=0)
+    known = TISSUES[-1].index > LABELS
+    found.remember(coloured(LABELS)[known], LABELS[known])
+    found.go_on()
+    assert not found.counts
+    assert found.taught(split_of(coloured(LABELS), LABELS), 6) == []
+    found.remember(coloured(LABELS)[~known], LABELS[~known])
+    seen = []
+    for _ in range(9):
+        found.go_on()
+        seen.append(found._pupils)
+    assert [len(each) for each in seen] == [1, 1, 1, 1, 2, 2, 2, 2, 2]
+    first, second, third = seen[0][0], seen[4][1], seen[8][1]
+    assert seen[8] == [second, third]
+    assert seen[4] == [first, second]
+    assert not torch.equal(first.named.weight, second.named.weight)
+
+
+def test_what_fresh_pupils_learn_from_is_not_what_is_compared() -> None:
+    found = FreshLessons(1, split_of(coloured(LABELS), LABELS), seed=0)
+    for value in range(500):
+        found.remember(torch.full((1, 3, 28, 28), value / 500), torch.zeros(1, dtype=torch.int64))
+    learnt, shown = ({float(tile[0, 0, 0]) for tile in pile[0]} for pile in (found._learnt, found._shown))
+    assert len(learnt) == len(shown) == 200
+    assert not learnt & shown
+    assert max(learnt | shown) == pytest.approx(499 / 500)
