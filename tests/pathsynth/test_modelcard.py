@@ -160,7 +160,7 @@ def test_the_card_says_when_the_adapter_aimed_at_what_its_tiles_teach(folder: Pa
     for adversarial, is_told in (({"pupil": 0.0}, False), ({"pupil": 2.5}, True)):
         write_manifest(folder, {"lora/default": {"config": {"adversarial": adversarial}}})
         assert (
-            "small network that learns the tissues from its tiles" in " ".join(card(folder).split())
+            "small networks that learn the tissues from its tiles" in " ".join(card(folder).split())
         ) is is_told
 
 
