@@ -285,7 +285,12 @@ class AdversarialLoraTask(LoraTask):
         if not self.adversarial.pupil or self.adversarial.fresh_pupils:
             rival.register_load_state_dict_pre_hook(_without_pupil)  # type: ignore[no-untyped-call]
         if self.adversarial.pupil and self.adversarial.fresh_pupils:
-            self._lessons = FreshLessons(self.adversarial.fresh_pupils, self.train, config.optim.seed)
+            self._lessons = FreshLessons(
+                self.adversarial.fresh_pupils,
+                self.train,
+                config.optim.seed,
+                self.adversarial.fresh_architectures,
+            )
         elif self.adversarial.pupil:
             # Part of the rival, which is what learns beside the model, and the last, so that a run may go on
             # with one.

@@ -57,6 +57,7 @@ from pathsynth.tissues import TISSUES
 from pathsynth.training.augment import dihedral
 from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig
+from pathsynth.training.pupil import PupilArchitecture
 from pathsynth.training.transformer import PatchTransformer
 from pathsynth.validator import to_model_range
 from pathsynth.weights import loading
@@ -194,6 +195,9 @@ class AdversarialConfig(BaseModel):
         ge=0,
         description="How many such networks, the latest of those that are trained from scratch every 200 "
         "steps, in place of one that learns on.",
+    )
+    fresh_architectures: list[PupilArchitecture] = Field(
+        default=["small"], min_length=1, description="Architectures of fresh pupils, which are taken in turn."
     )
     sketch: PositiveInt | None = Field(
         default=None,

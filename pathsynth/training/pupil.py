@@ -9,20 +9,32 @@ meanwhile in place of random ones, and with the energy distance of whole distrib
 
 A pupil that learns on has seen more tiles than any classifier is trained on, and what one adapter after
 another makes of a tissue: it comes to know real mucosa that a fresh network, with 200 tiles of each tissue,
-does not. So there may be fresh ones in its place, each trained to the end on few tiles.
+does not. So there may be fresh ones in its place, each trained to the end on few tiles, and of other
+architectures, since what tiles teach a large network they need not teach a small one.
 """
+
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from pathsynth.data import Split
 from pathsynth.tissues import TISSUES
 from pathsynth.training.augment import dihedral, vary_stain
 from pathsynth.training.perceptual import mean_distance
-from pathsynth.validator import to_model_range
+from pathsynth.validator import Architecture, build_classifier, to_model_range
 
+PupilArchitecture = Literal["small", Architecture]
+
+# The layers that stand for the middle and the end of a network, and its logits.
+_SEEN: Final[dict[Architecture, tuple[str, str, str]]] = {
+    "resnet18": ("layer2", "flatten", "fc"),
+    "regnet_y_400mf": ("trunk_output.block2", "flatten", "fc"),
+}
 _KEPT_PER_TISSUE = 200
 _LEAST_PER_TISSUE = 4
 _COMPARED_PER_TISSUE = 96
@@ -68,6 +80,25 @@ class Pupil(nn.Module):
         return [middle.mean((2, 3)), late, self.named(late)]
 
 
+class LargePupil(nn.Module):
+    """A network of `build_classifier` as a pupil, from tiles (N, 3, 28, 28) in [-1, 1] to logits (N, 9)."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self._layers = create_feature_extractor(build_classifier(architecture), list(_SEEN[architecture]))
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        return self.kinds(tiles)[-1]
+
+    def kinds(self, tiles: torch.Tensor) -> list[torch.Tensor]:
+        """As of a `Pupil`."""
+        middle, late, named = self._layers(tiles).values()
+        return [middle.mean((2, 3)), late, named]
+
+
+_AnyPupil = Pupil | LargePupil
+
+
 class _Lessons:
     """What pupils are shown: made tiles, real ones of `train`, both as other laboratories may stain them."""
 
@@ -80,16 +111,16 @@ class _Lessons:
         """No tiles (0, 3, 28, 28) of each tissue."""
         return [torch.empty(0, 3, *self._train.images.shape[1:3]) for _ in TISSUES]
 
-    def _loss(self, pupil: Pupil, made: list[torch.Tensor]) -> torch.Tensor:
+    def _loss(self, pupil: _AnyPupil, made: list[torch.Tensor]) -> torch.Tensor:
         """Cross-entropy (scalar) of a pupil on made tiles, of each tissue as many."""
         labels = torch.randint(len(TISSUES), (_LESSON,), generator=self._generator)
         tiles = torch.stack([self._any_of(made[label], 1)[0] for label in labels.tolist()])
-        device = pupil.named.weight.device
+        device = _device_of(pupil)
         named = pupil(self._stained(tiles.to(device), _STAIN_STRENGTH))
         return F.cross_entropy(named.float(), labels.to(device), label_smoothing=0.05)
 
     def _apart(
-        self, pupil: Pupil, compared: list[list["_Compared"]], tiles: torch.Tensor, labels: torch.Tensor
+        self, pupil: _AnyPupil, compared: list[list["_Compared"]], tiles: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Mean over made tiles (N, 3, 28, 28) in [-1, 1] of tissues (N,) of the energy distance from real
         ones in what a pupil sees (scalar).
@@ -101,13 +132,13 @@ class _Lessons:
                 total = total + known(kind[row])
         return total / (len(labels) * len(kinds))
 
-    def _compare(self, pupil: Pupil, tissue: int, made: torch.Tensor) -> list["_Compared"]:
+    def _compare(self, pupil: _AnyPupil, tissue: int, made: torch.Tensor) -> list["_Compared"]:
         """Real tiles of a tissue and some of the made ones (N, 3, 28, 28) in [-1, 1], as a pupil sees
         them.
         """
         chosen = self._any_of(self._at[tissue], _COMPARED_PER_TISSUE).numpy()
         real = to_model_range(self._train.images[chosen])
-        device = pupil.named.weight.device
+        device = _device_of(pupil)
         with torch.no_grad():
             shown = [
                 self._stained(each.to(device), _OTHER_STAIN)
@@ -182,16 +213,21 @@ class FreshLessons(_Lessons):
     """The latest made tiles of each tissue, one half to learn from and the other to compare; the latest
     `count` pupils, of which a new one is trained from scratch every 200 steps, with 400 batches of what is
     there to learn from; and how far from where they place real tiles of `train` they place what is made.
+    Their architectures are taken in turn.
 
     Tiles that a pupil has learnt from are not compared, since it is surer of those. Pupils are not kept with
     a run: one that is resumed begins anew when there are tiles enough.
     """
 
-    def __init__(self, count: int, train: Split, seed: int) -> None:
+    def __init__(
+        self, count: int, train: Split, seed: int, architectures: Sequence[PupilArchitecture] = ("small",)
+    ) -> None:
         super().__init__(train, seed)
         self._count = count
+        self._architectures = architectures
+        self._begun = 0
         self._learnt, self._shown = self._none(), self._none()
-        self._pupils: list[Pupil] = []
+        self._pupils: list[_AnyPupil] = []
         self._compared: list[list[list[_Compared]]] = []
         self._steps = 0
         self._device = torch.device("cpu")
@@ -217,11 +253,12 @@ class FreshLessons(_Lessons):
     def go_on(self) -> None:
         """Count a step, and train a pupil when it is time for one."""
         piles = [*self._learnt, *self._shown]
-        if self._steps % _FRESH_AFTER == 0 and min(len(each) for each in piles) < _FRESH_LEAST:
+        another = self._steps % _FRESH_AFTER == 0
+        if another and min(len(each) for each in piles) < _FRESH_LEAST:
             return
-        if self._steps % _FRESH_AFTER == 0:
+        if another:
             self._pupils = [*self._pupils, self._trained()][-self._count :]
-        if self._steps % _COMPARED_AGAIN_AFTER == 0:
+        if another or self._steps % _COMPARED_AGAIN_AFTER == 0:
             self._compared = [
                 [self._compare(pupil, tissue, made) for tissue, made in enumerate(self._shown)]
                 for pupil in self._pupils
@@ -241,14 +278,17 @@ class FreshLessons(_Lessons):
         """
         return _known(self._pupils[-1], split, per_tissue) if self._pupils else []
 
-    def _trained(self) -> Pupil:
+    def _trained(self) -> _AnyPupil:
         """A pupil that has learnt, in full precision: autocast would go on with the weights that it cast at
         first.
         """
         seed = int(torch.randint(2**31, (), generator=self._generator))
+        architecture = self._architectures[self._begun % len(self._architectures)]
+        self._begun += 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pupil = Pupil().to(self._device).to(memory_format=torch.channels_last)
+            pupil: _AnyPupil = Pupil() if architecture == "small" else LargePupil(architecture)
+        pupil = pupil.to(self._device).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(pupil.parameters(), _FRESH_RATE, weight_decay=_FRESH_DECAY)
         rate = OneCycleLR(optimizer, _FRESH_RATE, total_steps=_FRESH_LESSONS, pct_start=0.1)
         with torch.autocast(self._device.type, enabled=False):
@@ -258,12 +298,16 @@ class FreshLessons(_Lessons):
                 optimizer.step()
                 rate.step()
         optimizer.zero_grad()
-        return pupil.requires_grad_(False)
+        return pupil.eval().requires_grad_(False)
 
 
-def _known(pupil: Pupil, split: Split, per_tissue: int) -> list[float]:
+def _device_of(pupil: _AnyPupil) -> torch.device:
+    return next(pupil.parameters()).device
+
+
+def _known(pupil: _AnyPupil, split: Split, per_tissue: int) -> list[float]:
     """The share of the first tiles of each tissue that a pupil names right."""
-    device, shares = pupil.named.weight.device, []
+    device, shares = _device_of(pupil), []
     for tissue in TISSUES:
         tiles = to_model_range(split.images[split.labels == tissue.index][:per_tissue])
         with torch.no_grad():

@@ -27,7 +27,7 @@ from pathsynth.training.adversarial import (
 from pathsynth.training.engine import OptimConfig, Run, run
 from pathsynth.training.layout import AdversarialConfig, FlowConfig, LoraConfig, LoraTask
 from pathsynth.training.perceptual import hinges
-from pathsynth.training.pupil import Lessons
+from pathsynth.training.pupil import FreshLessons, LargePupil, Lessons
 from pathsynth.validator import to_model_range
 from tests import tiny
 
@@ -252,7 +252,13 @@ def test_fresh_pupils_may_count_in_place_of_one_that_learns_on(
     for name, value in {"_FRESH_LESSONS": 2, "_FRESH_LEAST": 1}.items():
         monkeypatch.setattr(f"pathsynth.training.pupil.{name}", value)
     only = AdversarialConfig(
-        rival_width=4, rival_from=99, steps=1, reconstruction=0.0, pupil=1.0, fresh_pupils=2
+        rival_width=4,
+        rival_from=99,
+        steps=1,
+        reconstruction=0.0,
+        pupil=1.0,
+        fresh_pupils=2,
+        fresh_architectures=["resnet18"],
     )
     task = task_of(encoder, adversarial=only)
     generator = torch.Generator().manual_seed(0)
@@ -264,6 +270,8 @@ def test_fresh_pupils_may_count_in_place_of_one_that_learns_on(
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
     assert {f"taught_{tissue.code}" for tissue in TISSUES} <= task.evaluate(task.model).keys()
     assert not [name for name, _ in task.rival.named_parameters() if "pupil" in name]
+    assert isinstance(task._lessons, FreshLessons)
+    assert [type(each) for each in task._lessons._pupils] == [LargePupil]
 
 
 def test_a_keen_rival_sees_tiles_in_the_levels_in_which_they_are_stored(encoder: TextEncoder) -> None:

@@ -6,8 +6,8 @@ import torch
 
 from pathsynth.data import Split
 from pathsynth.tissues import TISSUES
-from pathsynth.training.pupil import FreshLessons, Lessons, Pupil
-from pathsynth.validator import to_model_range
+from pathsynth.training.pupil import FreshLessons, LargePupil, Lessons, Pupil
+from pathsynth.validator import Architecture, to_model_range
 
 LABELS = torch.arange(len(TISSUES)).repeat_interleave(6)
 
@@ -144,6 +144,34 @@ def test_fresh_pupils_follow_each_other_and_the_latest_remain() -> None:
     assert seen[8] == [second, third]
     assert seen[4] == [first, second]
     assert not torch.equal(first.named.weight, second.named.weight)
+
+
+@pytest.mark.usefixtures("quick")
+def test_fresh_pupils_take_turns_in_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathsynth.training.pupil._FRESH_LESSONS", 3)
+    real = split_of(coloured(LABELS, turn=1), LABELS)
+    found = FreshLessons(3, real, seed=0, architectures=("resnet18", "small"))
+    found.remember(coloured(LABELS), LABELS)
+    for _ in range(9):
+        found.go_on()
+    assert [type(each) for each in found._pupils] == [LargePupil, Pupil, LargePupil]
+    assert not any(module.training for module in found._pupils[0].modules())
+    tiles = coloured(LABELS).requires_grad_()
+    found.distance(tiles, LABELS).backward()
+    assert tiles.grad is not None
+    assert bool(tiles.grad.flatten(1).abs().sum(1).gt(0).all())
+    assert all(weight.grad is None for pupil in found._pupils for weight in pupil.parameters())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "widths"), [("resnet18", (128, 512)), ("regnet_y_400mf", (104, 440))]
+)
+def test_a_large_pupil_sees_means_of_its_layers(architecture: Architecture, widths: tuple[int, int]) -> None:
+    pupil = LargePupil(architecture).eval()
+    tiles = coloured(LABELS)[:4]
+    kinds = pupil.kinds(tiles)
+    assert [tuple(kind.shape) for kind in kinds] == [(4, widths[0]), (4, widths[1]), (4, len(TISSUES))]
+    torch.testing.assert_close(pupil(tiles), kinds[-1])
 
 
 def test_what_fresh_pupils_learn_from_is_not_what_is_compared() -> None:
