@@ -143,7 +143,8 @@ def test_fresh_pupils_follow_each_other_and_the_latest_remain() -> None:
     first, second, third = seen[0][0], seen[4][1], seen[8][1]
     assert seen[8] == [second, third]
     assert seen[4] == [first, second]
-    assert not torch.equal(first.named.weight, second.named.weight)
+    weights = zip(first.parameters(), second.parameters(), strict=True)
+    assert not all(torch.equal(*pair) for pair in weights)
 
 
 @pytest.mark.usefixtures("quick")
