@@ -109,9 +109,12 @@ _RECOGNISED = """\
   not."""
 
 _PUPIL = """\
-- The default adapter also learnt from small networks that learn the tissues from its tiles alone: they are
-  drawn to where those place real ones of train. The classification accuracy score, with another network and
-  on test, measures what this aims at."""
+- The default adapter also learnt from networks that learn the tissues from its tiles alone, trained from
+  scratch in the end ({}): tiles are drawn to where those place real ones of train.
+  The classification accuracy score, which trains another network and asks it of test, measures what this aims
+  at; where it is of the same architecture, one of another may learn less."""
+
+_SMALL_PUPIL = "a small one of five layers"
 
 _WORDINGS = """\
 - A request that only names a tissue draws the attributes of a training tile of it, as words, and first tiles
@@ -239,7 +242,8 @@ def _limits(weights: Weights) -> Iterator[str]:
     if adversarial.get("recognition"):
         yield _RECOGNISED
     if adversarial.get("pupil"):
-        yield _PUPIL
+        kinds = adversarial.get("fresh_architectures", ["small"])
+        yield _PUPIL.format(", ".join(_SMALL_PUPIL if kind == "small" else kind for kind in kinds))
     if weights.has("wordings"):
         yield _WORDINGS
     if adapter.get("sampling", {}).get("turned"):

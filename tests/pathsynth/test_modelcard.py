@@ -157,11 +157,16 @@ def test_the_card_says_when_the_adapter_was_taught_to_be_recognised_by_the_valid
 
 
 def test_the_card_says_when_the_adapter_aimed_at_what_its_tiles_teach(folder: Path) -> None:
-    for adversarial, is_told in (({"pupil": 0.0}, False), ({"pupil": 2.5}, True)):
+    kinds = ["regnet_y_400mf", "small"]
+    for adversarial, told in (
+        ({"pupil": 0.0}, ""),
+        ({"pupil": 2.5}, "(a small one of five layers)"),
+        ({"pupil": 2.5, "fresh_architectures": kinds}, "(regnet_y_400mf, a small one of five layers)"),
+    ):
         write_manifest(folder, {"lora/default": {"config": {"adversarial": adversarial}}})
-        assert (
-            "small networks that learn the tissues from its tiles" in " ".join(card(folder).split())
-        ) is is_told
+        text = " ".join(card(folder).split())
+        assert ("networks that learn the tissues from its tiles" in text) is bool(told)
+        assert told in text
 
 
 @pytest.mark.parametrize(
