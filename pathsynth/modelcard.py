@@ -109,8 +109,8 @@ _RECOGNISED = """\
   not."""
 
 _PUPIL = """\
-- The default adapter also learnt from networks that learn the tissues from its tiles alone, trained from
-  scratch in the end ({}): tiles are drawn to where those place real ones of train.
+- The default adapter also learnt from networks that learn the tissues from its tiles alone, in the end
+  {} ({}): tiles are drawn to where those place real ones of train.
   The classification accuracy score, which trains another network and asks it of test, measures what this aims
   at; where it is of the same architecture, one of another may learn less."""
 
@@ -242,8 +242,12 @@ def _limits(weights: Weights) -> Iterator[str]:
     if adversarial.get("recognition"):
         yield _RECOGNISED
     if adversarial.get("pupil"):
-        kinds = adversarial.get("fresh_architectures", ["small"])
-        yield _PUPIL.format(", ".join(_SMALL_PUPIL if kind == "small" else kind for kind in kinds))
+        is_fresh = bool(adversarial.get("fresh_pupils"))
+        kinds = adversarial.get("fresh_architectures", ["small"]) if is_fresh else ["small"]
+        names = ", ".join(_SMALL_PUPIL if kind == "small" else kind for kind in kinds)
+        yield _PUPIL.format(
+            "trained from scratch again and again" if is_fresh else "one that learns on", names
+        )
     if weights.has("wordings"):
         yield _WORDINGS
     if adapter.get("sampling", {}).get("turned"):

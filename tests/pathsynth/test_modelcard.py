@@ -160,8 +160,12 @@ def test_the_card_says_when_the_adapter_aimed_at_what_its_tiles_teach(folder: Pa
     kinds = ["regnet_y_400mf", "small"]
     for adversarial, told in (
         ({"pupil": 0.0}, ""),
-        ({"pupil": 2.5}, "(a small one of five layers)"),
-        ({"pupil": 2.5, "fresh_architectures": kinds}, "(regnet_y_400mf, a small one of five layers)"),
+        ({"pupil": 2.5}, "one that learns on (a small one of five layers)"),
+        ({"pupil": 2.5, "fresh_pupils": 3}, "from scratch again and again (a small one of five layers)"),
+        (
+            {"pupil": 2.5, "fresh_pupils": 3, "fresh_architectures": kinds},
+            "from scratch again and again (regnet_y_400mf, a small one of five layers)",
+        ),
     ):
         write_manifest(folder, {"lora/default": {"config": {"adversarial": adversarial}}})
         text = " ".join(card(folder).split())
