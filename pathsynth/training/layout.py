@@ -6,12 +6,12 @@ what is trainable and in the text.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,13 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 from safetensors.torch import load_file
@@ -228,6 +228,22 @@ class AdversarialConfig(BaseModel):
         return self
 
 
+def _known_tissues(weights: dict[str, float]) -> dict[str, float]:
+    if unknown := weights.keys() - {tissue.code for tissue in TISSUES}:
+        raise ValueError(f"names no tissue: {min(unknown)}")
+    return weights
+
+
+TissueWeights = Annotated[
+    dict[str, PositiveFloat],
+    AfterValidator(_known_tissues),
+    Field(
+        description="Code -> how much more often tiles of that tissue are drawn than they occur; 1 if none "
+        "is given."
+    ),
+]
+
+
 class BaseConfig(BaseModel):
     """A base run: the network, from scratch."""
 
@@ -249,6 +265,7 @@ class BaseConfig(BaseModel):
     transformer: dict[str, Any] | None = Field(
         default=None, description="Arguments of PatchTransformer, in place of a U-Net."
     )
+    tissue_weights: TissueWeights = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_network(self) -> Self:
@@ -315,18 +332,7 @@ class LoraConfig(BaseModel):
         default=None,
         description="How to sample with the adapter, where the rival of its training does not decide that.",
     )
-    tissue_weights: dict[str, PositiveFloat] = Field(
-        default_factory=dict,
-        description="Code -> how much more often tiles of that tissue are drawn than they occur; 1 if none "
-        "is given.",
-    )
-
-    @field_validator("tissue_weights")
-    @classmethod
-    def _known_tissues(cls, weights: dict[str, float]) -> dict[str, float]:
-        if unknown := weights.keys() - {tissue.code for tissue in TISSUES}:
-            raise ValueError(f"names no tissue: {min(unknown)}")
-        return weights
+    tissue_weights: TissueWeights = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -351,6 +357,7 @@ class FlowTask:
         val: Split,
         encoder: TextEncoder,
         prompt_style: PromptStyle | None = None,
+        tissue_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.model: nn.Module = pipeline.unet
@@ -362,6 +369,8 @@ class FlowTask:
         self.val = val
         self.captions = CaptionEncoder(encoder)
         self._fold = fold_size(pipeline.unet)
+        of_tissue = [(tissue_weights or {}).get(tissue.code, 1.0) for tissue in TISSUES]
+        self._cumulative = np.cumsum(np.take(of_tissue, train.labels))
 
     def describe(
         self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], generator: torch.Generator
@@ -378,8 +387,10 @@ class FlowTask:
         return self._batch_of(self.train, self.draw(size, generator), generator)
 
     def draw(self, size: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
-        """Indices (size,) of the training tiles of a batch."""
-        return torch.randint(len(self.train), (size,), generator=generator).numpy()
+        """Indices (size,) of the training tiles of a batch, tissues as often as their weights say."""
+        at = torch.rand(size, generator=generator, dtype=torch.float64).numpy() * self._cumulative[-1]
+        chosen: npt.NDArray[np.int64] = np.searchsorted(self._cumulative, at, side="right")
+        return chosen
 
     def _batch_of(self, split: Split, chosen: npt.NDArray[np.int64], generator: torch.Generator) -> FlowBatch:
         turned = dihedral(torch.from_numpy(split.images[chosen]).permute(0, 3, 1, 2), generator)
@@ -467,7 +478,10 @@ class BaseTask(FlowTask):
         pipeline = new_pipeline(config.network(), mean, std)
         if config.initial is not None:
             start_from(pipeline, load_pipeline(config.initial))
-        super().__init__(pipeline, config.flow, train, val, encoder or TextEncoder(), config.prompt_style)
+        encoder = encoder or TextEncoder()
+        super().__init__(
+            pipeline, config.flow, train, val, encoder, config.prompt_style, config.tissue_weights
+        )
         self.alignment = config.alignment
         if self.alignment is not None:
             if classifier is None:
@@ -595,15 +609,8 @@ class LoraTask(FlowTask):
             val or load_split("val"),
             encoder or TextEncoder(),
             config.prompt_style,
+            config.tissue_weights,
         )
-        of_tissue = [config.tissue_weights.get(tissue.code, 1.0) for tissue in TISSUES]
-        self._cumulative = np.cumsum(np.take(of_tissue, self.train.labels))
-
-    def draw(self, size: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
-        """Indices (size,) of the training tiles of a batch, tissues as often as `tissue_weights` says."""
-        at = torch.rand(size, generator=generator, dtype=torch.float64).numpy() * self._cumulative[-1]
-        chosen: npt.NDArray[np.int64] = np.searchsorted(self._cumulative, at, side="right")
-        return chosen
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The averaged adapter alone, in half precision, as `load_lora_adapter` reads it."""

@@ -32,6 +32,7 @@ from pathsynth.training.layout import (
     BaseConfig,
     BaseTask,
     FlowConfig,
+    FlowTask,
     LoraConfig,
     LoraTask,
     use_summed_weights,
@@ -628,8 +629,15 @@ def test_an_adapter_run_resumes_from_its_own_weights_alone(encoder: TextEncoder,
     assert same(state_of(tmp_path / "whole")["model"], state_of(tmp_path / "parts")["model"])
 
 
-def test_tissues_are_drawn_as_often_as_their_weights_say(encoder: TextEncoder) -> None:
-    task = lora_task(encoder, tissue_weights={"NORM": 6, "TUM": 2})
+@pytest.mark.parametrize("kind", ["base", "lora"])
+def test_tissues_are_drawn_as_often_as_their_weights_say(encoder: TextEncoder, kind: str) -> None:
+    weights = {"NORM": 6.0, "TUM": 2.0}
+    if kind == "lora":
+        task: FlowTask = lora_task(encoder, tissue_weights=weights)
+    else:
+        splits = tiny.split("train", 36), tiny.split("val", 18, seed=1)
+        config = BaseConfig(kind="base", optim=FLOW, unet=tiny.unet_config(), tissue_weights=weights)
+        task = BaseTask(config, *splits, encoder)
     drawn = task.train.labels[task.draw(20_000, torch.Generator().manual_seed(0))]
     share = np.bincount(drawn, minlength=9) / 20_000
     expected = np.bincount(task.train.labels, minlength=9) * np.array([1, 1, 1, 1, 1, 1, 6, 1, 2])
