@@ -448,6 +448,12 @@ def _of(measured: Measured, own: Manifest, parts: Sequence[str]) -> str:
     return ", ".join([*split, f"n = {measured.n:,}", *seed, with_weights])
 
 
+def _mean(value: float, parts: Sequence[float]) -> str:
+    """A mean, and what it is the mean of."""
+    shown = f"{value:.4f}"
+    return f"{shown} (mean of {', '.join(f'{part:.4f}' for part in parts)})" if len(parts) > 1 else shown
+
+
 def _generator_figures(report: FullReport, own: Manifest) -> Iterator[str]:
     parts = (*TILE_PARTS, "judge" if report.per_class_judge is not None else "validator")
     if report.per_class_judge is not None:
@@ -473,8 +479,8 @@ def _generator_figures(report: FullReport, own: Manifest) -> Iterator[str]:
         t = report.transfer
         yield (
             f"Classification accuracy score: {t.architecture} trained for {t.steps:,} steps on "
-            f"{t.trained_on:,} generated tiles alone reaches {t.synthetic:.4f}, on as many real tiles "
-            f"{t.real:.4f}, ratio {t.ratio:.4f} ({_of(t, own, parts)})."
+            f"{t.trained_on:,} generated tiles alone reaches {_mean(t.synthetic, t.synthetic_by_seed)}, on "
+            f"as many real tiles {_mean(t.real, t.real_by_seed)}, ratio {t.ratio:.4f} ({_of(t, own, parts)})."
         )
         yield _table(
             ["tissue", "recall, trained on generated", "recall, trained on real"],

@@ -28,6 +28,7 @@ Tiles = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 TRANSFER_STEPS = 1500
+TRANSFER_TRAININGS = 3
 DETECTOR_STEPS = 600
 BATCH = 64
 
@@ -42,24 +43,42 @@ def transfer(
     model: str,
     progress: Progress | None = None,
     steps: int = TRANSFER_STEPS,
+    trainings: int = TRANSFER_TRAININGS,
 ) -> Transfer:
     """Train a classifier on the generated tiles alone, another in the same way on as many tiles of `train` of
-    the same tissues, and measure both on `test`.
+    the same tissues, and measure both on `test`; so with each of `trainings` seeds, from `seed` on, and take
+    the means, since one training moves the accuracy by a point.
 
     Raises:
         RequestError: `train` has fewer tiles of a tissue than were generated.
     """
-    real = _same_tissues(train, asked, seed)
     synthetic = Split(train.name, generated, asked)
-    named = [
-        _trained_and_asked(tiles, test, architecture, steps, seed, f"{what}: {len(tiles):,} tiles", progress)
-        for tiles, what in ((synthetic, "Training on generated tiles"), (real, "Training on real tiles"))
-    ]
-    accuracies = [float((each == test.labels).mean()) for each in named]
-    recalls = [
-        recall_score(test.labels, each, labels=list(range(len(TISSUES))), average=None, zero_division=0)
-        for each in named
-    ]
+    seeds = list(range(seed, seed + trainings))
+    accuracies: list[list[float]] = []
+    recalls: list[list[npt.NDArray[np.float64]]] = []
+    for of_training, each in enumerate(seeds, 1):
+        known = ((synthetic, "generated"), (_same_tissues(train, asked, each), "real"))
+        named = [
+            _trained_and_asked(
+                tiles,
+                test,
+                architecture,
+                steps,
+                each,
+                f"Training {of_training} of {trainings} on {len(tiles):,} {what} tiles",
+                progress,
+            )
+            for tiles, what in known
+        ]
+        accuracies.append([float((names == test.labels).mean()) for names in named])
+        recalls.append(
+            [
+                recall_score(test.labels, names, labels=range(len(TISSUES)), average=None, zero_division=0)
+                for names in named
+            ]
+        )
+    of_synthetic, of_real = np.mean(accuracies, axis=0).tolist()
+    recall_synthetic, recall_real = np.mean(recalls, axis=0).tolist()
     return Transfer(
         split=test.name,
         n=len(test),
@@ -68,11 +87,14 @@ def transfer(
         architecture=architecture,
         trained_on=len(generated),
         steps=steps,
-        synthetic=accuracies[0],
-        real=accuracies[1],
-        ratio=accuracies[0] / accuracies[1] if accuracies[1] else 0.0,
-        recall_synthetic=dict(zip(CODES, recalls[0].tolist(), strict=True)),
-        recall_real=dict(zip(CODES, recalls[1].tolist(), strict=True)),
+        seeds=seeds,
+        synthetic=of_synthetic,
+        synthetic_by_seed=[each for each, _ in accuracies],
+        real=of_real,
+        real_by_seed=[each for _, each in accuracies],
+        ratio=of_synthetic / of_real if of_real else 0.0,
+        recall_synthetic=dict(zip(CODES, recall_synthetic, strict=True)),
+        recall_real=dict(zip(CODES, recall_real, strict=True)),
     )
 
 

@@ -258,14 +258,17 @@ class Realism(Measured):
 class Transfer(Measured):
     """Classification accuracy score: accuracy on `split` of a classifier trained on generated tiles alone,
     beside the same training on as many real ones. `n` counts the tiles of `split`, `trained_on` those trained
-    on.
+    on. `synthetic`, `real` and recall are means over trainings with `seeds`, `ratio` that of the two means.
     """
 
     architecture: str
     trained_on: int
     steps: int
+    seeds: list[int]
     synthetic: float
+    synthetic_by_seed: list[float]
     real: float
+    real_by_seed: list[float]
     ratio: float
     recall_synthetic: dict[str, float]
     recall_real: dict[str, float]

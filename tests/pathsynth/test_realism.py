@@ -37,7 +37,7 @@ from pathsynth.realism import (
     structure,
     symmetries,
 )
-from pathsynth.records import AdapterSettings, FullReport, further_figures
+from pathsynth.records import AdapterSettings, FullReport, Transfer, further_figures
 from pathsynth.tissues import CODES, TISSUES, Tissue
 from tests import fakes
 
@@ -337,6 +337,7 @@ def test_the_transfer_score_is_high_for_right_tiles_and_nothing_for_swapped_ones
         "abc",
         lambda *each: heard.append(each),
         steps=100,
+        trainings=1,
     )
     assert found.real > 0.8
     assert found.synthetic < 0.35  # the middle tissue alone keeps its colour
@@ -344,9 +345,33 @@ def test_the_transfer_score_is_high_for_right_tiles_and_nothing_for_swapped_ones
     assert found.recall_synthetic[CODES[0]] < 0.5
     assert (found.split, found.n, found.trained_on, found.steps) == ("test", 90, 90, 100)
     assert {message for _, _, message in heard} == {
-        "Training on generated tiles: 90 tiles",
-        "Training on real tiles: 90 tiles",
+        "Training 1 of 1 on 90 generated tiles",
+        "Training 1 of 1 on 90 real tiles",
     }
+
+
+def test_the_transfer_score_is_the_mean_over_trainings_each_with_a_seed_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probes, "BATCH", 18)
+    train, test, made = coloured("train", 180, 0), coloured("test", 90, 1), coloured("train", 90, 2)
+
+    def scored(seed: int, trainings: int) -> Transfer:
+        return transfer(
+            made.images, made.labels, train, test, "resnet18", seed, "abc", steps=12, trainings=trainings
+        )
+
+    found, alone = scored(4, 2), [scored(seed, 1) for seed in (4, 5)]
+    assert found.seeds == [4, 5]
+    assert found.synthetic_by_seed == [each.synthetic for each in alone]
+    assert found.real_by_seed == [each.real for each in alone]
+    assert alone[0].synthetic != alone[1].synthetic
+    assert found.synthetic == pytest.approx(np.mean(found.synthetic_by_seed))
+    assert found.real == pytest.approx(np.mean(found.real_by_seed))
+    assert found.ratio == pytest.approx(found.synthetic / found.real)
+    for code in CODES:
+        recalls = [each.recall_synthetic[code] for each in alone]
+        assert found.recall_synthetic[code] == pytest.approx(np.mean(recalls))
 
 
 def test_more_generated_than_real_tiles_cannot_be_compared() -> None:

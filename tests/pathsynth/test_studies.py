@@ -95,7 +95,7 @@ class Listing:
 def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Untrained:
     """A studio over small splits, with short trainings and few images."""
     monkeypatch.setattr(data, "load_split", split)
-    monkeypatch.setattr(probes, "transfer", partial(probes.transfer, steps=2))
+    monkeypatch.setattr(probes, "transfer", partial(probes.transfer, steps=2, trainings=2))
     monkeypatch.setattr(probes, "real_or_generated", partial(probes.real_or_generated, steps=2))
     monkeypatch.setattr(probes, "BATCH", 4)
     monkeypatch.setattr(robustness, "CROPS", 1)
@@ -156,6 +156,7 @@ def test_a_full_study_of_the_generator_has_every_further_figure(studio: Untraine
     assert [each.space for each in report.memorisation or []] == [realism.PIXELS, space.space]
     assert report.transfer is not None
     assert (report.transfer.split, report.transfer.n, report.transfer.trained_on) == ("test", 54, 108)
+    assert report.transfer.seeds == [500, 501]
     assert report.structure is not None
     assert list(report.structure.by_tissue) == list(CODES)
     assert report.real_or_generated is not None
