@@ -132,9 +132,10 @@ def start(
         settings = read_config(config, LoraConfig)
         initial = settings.initial and out.absolute().parent / settings.initial
         adversarial = settings.adversarial
-        if adversarial is not None and adversarial.texture is not None:
-            texture = out.absolute().parent / adversarial.texture
-            adversarial = adversarial.model_copy(update={"texture": texture})
+        if adversarial is not None:
+            named = {"texture": adversarial.texture, "sketches": adversarial.sketches}
+            there = {name: folder and out.absolute().parent / folder for name, folder in named.items()}
+            adversarial = adversarial.model_copy(update=there)
         from_there = settings.model_copy(update={"initial": initial, "adversarial": adversarial})
         pipeline = load_pipeline(settings.base or Weights().path("layout"))
         if settings.adversarial is None:

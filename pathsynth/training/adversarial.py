@@ -38,7 +38,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from pathsynth.data import Split
 from pathsynth.errors import TrainingError
-from pathsynth.generator import load_sampling
+from pathsynth.generator import load_pipeline, load_sampling
 from pathsynth.layout import (
     TIME_SCALE,
     LayoutPipeline,
@@ -56,6 +56,7 @@ from pathsynth.training.few_steps import FewSteps, Make
 from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, mean_distance, tile_power
 from pathsynth.training.pupil import FreshLessons, Lessons, Pupil
+from pathsynth.training.sketches import SketchDrawer
 from pathsynth.training.wording import asked_by, attributes_of, directions_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
@@ -306,6 +307,14 @@ class AdversarialLoraTask(LoraTask):
             None if how.sketch is None else self._sketch,
             partial(without_sketch, edge=how.sketch) if how.sketch and how.sketch_clear else None,
         )
+        self._drawer: SketchDrawer | None = None
+        if how.sketches is not None:
+            self._drawer = SketchDrawer(load_pipeline(how.sketches), how.sketch_steps, self.captions([""]))
+            if self._drawer.edge != how.sketch:
+                raise TrainingError(
+                    f"{how.sketches} draws sketches of {self._drawer.edge} px; let `sketch` be as much, or "
+                    "name another folder in `sketches`."
+                )
         steps = len(self._steps.times)
         self._wanted = torch.stack([self._power_of(tissue.index) for tissue in TISSUES])
         self._power = self._wanted.repeat(steps, 1, 1)
@@ -349,7 +358,30 @@ class AdversarialLoraTask(LoraTask):
 
     def _sketch(self, data: torch.Tensor) -> torch.Tensor:
         """What sketches of standardised tiles (N, 3, 28, 28) show, as large as those."""
-        return enlarged(sketched(data, self.adversarial.sketch or 1), data.shape[-1])
+        return self._shown(sketched(data, self.adversarial.sketch or 1))
+
+    def _shown(self, sketches: torch.Tensor) -> torch.Tensor:
+        """What standardised sketches (N, 3, s, s) show, as large as tiles."""
+        return enlarged(sketches, self.train.images.shape[1])
+
+    def _starts(
+        self, data: torch.Tensor, context: TextContext, generator: torch.Generator
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Standardised sketches (N, 3, s, s) from which to sample, where that starts from any, and which (N,)
+        of them are drawn for their texts: the others are those of standardised tiles (N, 3, 28, 28).
+        """
+        how, drawn = self.adversarial, torch.zeros(len(data), dtype=torch.bool, device=data.device)
+        if how.sketch is None:
+            return None, drawn
+        sketches = sketched(data, how.sketch)
+        if self._drawer is not None:
+            chance = torch.rand(len(data), generator=generator)
+            drawn = (chance < how.sketches_drawn).to(data.device)
+            if drawn.any():
+                asked = TextContext(context.states[drawn], context.mask[drawn])
+                made = self._drawer(asked, generator).to(data.device)
+                sketches[drawn] = self.pipeline.standardise(made)
+        return sketches, drawn
 
     def _power_of(self, tissue: int) -> torch.Tensor:
         """Mean power (P,) of at most 1,000 training tiles of a tissue."""
@@ -445,14 +477,19 @@ class AdversarialLoraTask(LoraTask):
         data = self.pipeline.standardise(batch.tiles).to(device)
         context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
         make = self._maker(model, context)
-        given = self._steps.noise(data, make, generator)
+        sketches, drawn = self._starts(data, context, generator)
+        shown_before = None if sketches is None else self._shown(sketches)
+        given = self._steps.noise(data, make, generator, shown_before)
+        # What starts from a drawn sketch has no tile that it should be.
+        astray = drawn & given.sampled
         labels = batch.labels.to(device)
         made = self._as_used(make(given.noisy, given.time, torch.ones_like(given.own)), labels)
         text = pooled_text(context)
         squared = (made - data).square().mean((1, 2, 3))
-        total = config.reconstruction * (given.left * squared).mean()
-        if config.sketch and config.sketch_kept:
-            kept = sketched(made, config.sketch) - sketched(data, config.sketch)
+        total = config.reconstruction * (torch.where(astray, 0.0, given.left) * squared).mean()
+        if config.sketch and sketches is not None and config.sketch_kept:
+            wanted = torch.where(astray.view(-1, 1, 1, 1), sketches, sketched(data, config.sketch))
+            kept = sketched(made, config.sketch) - wanted
             total = total + config.sketch_kept * kept.square().mean()
         if config.attributes:
             wording = distance_from_wording(self.pipeline.restore(made), asked_by(batch.texts))
@@ -495,9 +532,13 @@ class AdversarialLoraTask(LoraTask):
         self, model: nn.Module, context: TextContext, like: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained; where they start
-        from sketches, from those of standardised tiles `like` (N, 3, 28, 28).
+        from sketches, from such as are drawn, or else from those of standardised tiles `like` (N, 3, 28, 28).
         """
-        made = self._steps.sample(like, self._maker(model, context), generator)
+        shown = None
+        if self._drawer is not None:
+            made = self._drawer(context, generator).to(like.device)
+            shown = self._shown(self.pipeline.standardise(made))
+        made = self._steps.sample(like, self._maker(model, context), generator, shown=shown)
         return self.pipeline.restore(made)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -69,13 +69,22 @@ class FewSteps:
             self._chances[1:] = (1 - first) / (len(self.times) - 1)
             self._chances[0] = first
 
-    def noise(self, data: torch.Tensor, make: Make, generator: torch.Generator) -> Noised:
-        """A batch (N, C, H, W) of real data, noised for training; `make` is called without gradients."""
+    def noise(
+        self,
+        data: torch.Tensor,
+        make: Make,
+        generator: torch.Generator,
+        shown: torch.Tensor | None = None,
+    ) -> Noised:
+        """A batch (N, C, H, W) of real data, noised for training; `make` is called without gradients. `shown`
+        (N, C, H, W) is what sketches show, where that is not what those of the data do.
+        """
         step = torch.multinomial(self._chances, len(data), replacement=True, generator=generator)
         own = (step > 0) & (torch.rand(len(data), generator=generator) < self._on_policy)
-        start, where = self._before(data, step), own.to(data.device)
+        start, where = self._before(data, step, shown), own.to(data.device)
         if own.any():
-            start = torch.where(where.view(-1, 1, 1, 1), self._before(data, torch.zeros_like(step)), start)
+            first = self._before(data, torch.zeros_like(step), shown)
+            start = torch.where(where.view(-1, 1, 1, 1), first, start)
             for i, time in enumerate(self.times[: int(step[own].max())]):
                 further = (own & (step > i)).to(data.device)
                 at = time.to(data.device).expand(int(further.sum()))
@@ -95,20 +104,27 @@ class FewSteps:
             noise = torch.where(first, self._clear(noise), noise)
         return noised(data, time, noise)
 
-    def _before(self, data: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """What is noised for steps (N,): data (N, C, H, W), or their sketches before the first."""
+    def _before(self, data: torch.Tensor, step: torch.Tensor, shown: torch.Tensor | None) -> torch.Tensor:
+        """What is noised for steps (N,): data (N, C, H, W), or before the first what sketches show."""
         if self._sketch is None:
             return data
         first = (step == 0).to(data.device).view(-1, 1, 1, 1)
-        return torch.where(first, self._sketch(data), data)
+        return torch.where(first, self._sketch(data) if shown is None else shown, data)
 
     def sample(
-        self, like: torch.Tensor, make: Make, generator: torch.Generator, steps: int | None = None
+        self,
+        like: torch.Tensor,
+        make: Make,
+        generator: torch.Generator,
+        steps: int | None = None,
+        shown: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Data of the shape of `like` (N, C, H, W) from noise, or from the sketches of `like`, in all steps
-        or the first `steps` of them. Where gradients are wanted, only the last of those has them.
+        """Data of the shape of `like` (N, C, H, W) from noise, or from the sketches of `like`, or from what
+        sketches show (`shown`, as large), in all steps or the first `steps` of them. Where gradients are
+        wanted, only the last of those has them.
         """
         made = torch.zeros_like(like) if self._sketch is None else self._sketch(like)
+        made = made if shown is None else shown
         everything = torch.ones(len(like), dtype=torch.bool, device=like.device)
         times, wanted = self.times[:steps].to(like.device), torch.is_grad_enabled()
         for i, time in enumerate(times, 1):

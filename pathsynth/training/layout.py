@@ -211,6 +211,15 @@ class AdversarialConfig(BaseModel):
         ge=0,
         description="Weight of the squared distance of a tile's sketch from the one that it starts from.",
     )
+    sketches: Path | None = Field(
+        default=None,
+        description="Folder of a saved pipeline that draws sketches, from which a share of tiles start as "
+        "when sampling, seen from the folder that holds that of the run.",
+    )
+    sketch_steps: PositiveInt = Field(default=12, description="Denoising steps of a drawn sketch.")
+    sketches_drawn: float = Field(
+        default=0.5, ge=0, le=1, description="Share of tiles that start from drawn sketches, where there are."
+    )
     texture: Path | None = Field(
         default=None,
         description="Folder of an adapter whose correction of texture tiles go through before they are "
@@ -223,6 +232,8 @@ class AdversarialConfig(BaseModel):
             raise ValueError("wants two steps or more, as a sketch takes the place of the first")
         if self.sketch is None and (self.sketch_clear or self.sketch_kept):
             raise ValueError("has no sketch to be clear or kept; give `sketch`, or leave those out")
+        if self.sketch is None and self.sketches is not None:
+            raise ValueError("has no use for drawn sketches; give `sketch`, or leave `sketches` out")
         if self.sketch_clear and TILE_SIZE % (self.sketch or 1):
             raise ValueError(f"a sketch that is clear wants an edge that divides {TILE_SIZE} px")
         return self

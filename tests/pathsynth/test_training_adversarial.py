@@ -557,6 +557,73 @@ def test_the_distance_from_the_sketch_may_count(encoder: TextEncoder) -> None:
     assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
 
 
+def drawing(folder: Path, **fields: Any) -> AdversarialConfig:
+    """A configuration whose tiles start from drawn sketches of 7 px."""
+    tiny.sketcher().save_pretrained(folder)
+    asked: dict[str, Any] = {"rival_width": 4, "sketch": 7, "sketches": folder, "sketch_steps": 2}
+    return AdversarialConfig.model_validate(asked | {"sketches_drawn": 1.0} | fields)
+
+
+def test_tiles_that_start_from_drawn_sketches_are_what_the_pipeline_makes(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    task = task_of(encoder, adversarial=drawing(tmp_path))
+    context = tiny.contexts(1)
+    like = task.pipeline.standardise(to_model_range(tiny.split("val", 1).images))
+    with torch.no_grad():
+        trained = task.sample(task.model, context, like, torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(7)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    sketcher = tiny.sketcher()
+    sketcher.sample_in_second_order()
+    sketches = sketcher(context, context, [torch.Generator().manual_seed(seed)], 2, 1.0)
+    task.pipeline.sample_stochastically()
+    made = task.pipeline(context, context, [generator], 4, 1.0, sketches=sketches)
+    assert torch.allclose(made, trained, atol=1e-4)
+    assert not torch.allclose(sketches, sketched(task.pipeline.restore(like), 7), atol=0.1)
+
+
+def test_a_share_of_tiles_starts_from_drawn_sketches(encoder: TextEncoder, tmp_path: Path) -> None:
+    task = task_of(encoder, adversarial=drawing(tmp_path, sketches_drawn=0.5))
+    batch = task.batch(32, torch.Generator().manual_seed(0))
+    data = task.pipeline.standardise(batch.tiles)
+    sketches, drawn = task._starts(data, batch.context, torch.Generator().manual_seed(1))
+    assert sketches is not None
+    assert 6 <= int(drawn.sum()) <= 26
+    apart = (sketches - sketched(data, 7)).abs().amax((1, 2, 3))
+    assert torch.equal(apart > 0, drawn)
+
+
+@pytest.mark.parametrize(("share", "counts"), [(1.0, False), (0.0, True)])
+def test_what_starts_from_a_drawn_sketch_is_near_that_and_no_tile(
+    share: float, *, counts: bool, encoder: TextEncoder, tmp_path: Path
+) -> None:
+    def loss(**weights: float) -> float:
+        task = task_of(encoder, adversarial=drawing(tmp_path, sketches_drawn=share, **first, **weights))
+        generator = torch.Generator().manual_seed(0)
+        return float(task.loss(task.model, task.batch(4, generator), generator).detach())
+
+    first = {"first_step": 0.999}
+    assert (loss(reconstruction=5.0) != pytest.approx(loss(reconstruction=0.0))) is counts
+    assert loss(sketch_kept=1.0) > loss()
+
+
+def test_sketches_of_another_size_or_none_are_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="draws sketches of 7 px"):
+        task_of(encoder, adversarial=drawing(tmp_path, sketch=14))
+    with pytest.raises(ValidationError, match="no use for drawn sketches"):
+        drawing(tmp_path, sketch=None)
+    with pytest.raises(WeightsError):
+        task_of(encoder, adversarial=drawing(tmp_path / "a", sketches=tmp_path / "b"))
+
+
+def test_a_run_with_drawn_sketches_measures_itself(encoder: TextEncoder, tmp_path: Path) -> None:
+    task = task_of(encoder, adversarial=drawing(tmp_path, on_policy=0.5, sketches_drawn=0.5))
+    for _ in Run(task, OPTIM).steps():
+        pass
+    assert all(math.isfinite(value) for value in task.evaluate(task.model).values())
+
+
 def test_a_sketch_in_place_of_the_only_step_is_refused() -> None:
     with pytest.raises(ValidationError, match="two steps or more"):
         AdversarialConfig(steps=1, sketch=7)
