@@ -3,6 +3,7 @@
 Every picture names what it was measured on. Pictures show generated tiles alone, never real ones.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from pathsynth.images import contact_sheet, encode_png, upscale
 from pathsynth.mark import marked
@@ -22,6 +24,7 @@ SAMPLES = 12
 _SAMPLE_EDGE = 112
 _COLUMNS = 6
 _DPI = 110
+_COLOURS = 256
 
 
 def write_plots(report: Report, folder: Path) -> list[Path]:
@@ -61,7 +64,7 @@ def write_sheets(
         sheet = contact_sheet(shown, [tissue.label] * len(shown), _COLUMNS)
         path = folder / f"sheet-{tissue.code}.png"
         text = provenance_text((), f"Synthetic tiles asked for as {tissue.label}, none discarded")
-        write_atomically(path, encode_png(sheet, text))
+        write_atomically(path, encode_png(sheet, text, 9, _COLOURS))
         paths.append(path)
     return paths
 
@@ -101,7 +104,10 @@ def _axes(title: str, width: float = 5.2, height: float = 4.6) -> tuple[Figure, 
 
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DPI)
+    with Image.open(drawn) as picture:
+        write_atomically(path, encode_png(np.array(picture.convert("RGB")), None, 9, _COLOURS))
     return path
 
 

@@ -325,6 +325,16 @@ def test_png_is_the_same_every_time_and_keeps_pixels_and_text() -> None:
     assert {key: str(image.info[key]) for key in text} == text
 
 
+def test_a_png_of_fewer_colours_is_smaller_and_near_and_keeps_its_text() -> None:
+    whole = upscale(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8), 112)
+    exact, fewer = encode_png(whole, {"Title": "t"}), encode_png(whole, {"Title": "t"}, 9, 64)
+    assert len(fewer) < 0.6 * len(exact)
+    picture = read_image(fewer)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) <= 64
+    assert np.abs(picture.astype(float) - whole).mean() < 20
+    assert Image.open(io.BytesIO(fewer)).info["Title"] == "t"
+
+
 def test_a_footer_stands_below_everything_and_leaves_the_rest_as_it_is() -> None:
     tiles, captions = [gradient(56, 56)] * 2, ["a", "b"]
     plain, legend = contact_sheet(tiles, captions, 2), contact_sheet(tiles, captions, 2, "synthetic")
