@@ -37,14 +37,16 @@ Wordings = Mapping[str, Sequence[str]]
 
 
 class SketchSampling(BaseModel):
-    """How to sample the sketches that tiles start from: denoising steps and guidance. With `clear`, tiles
-    start from one beside noise that has no part which a sketch would show.
+    """How to sample the sketches that tiles start from: denoising steps and guidance. With `stochastic`, each
+    step goes all the way and comes back with fresh noise. With `clear`, tiles start from one beside noise
+    that has no part which a sketch would show.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(gt=0)
     guidance: float = Field(default=1.0, ge=0)
+    stochastic: bool = False
     clear: bool = False
 
 
@@ -152,8 +154,11 @@ class Generator:
         if sampling.stochastic:
             pipeline.sample_stochastically()
         sketcher = None if sketch is None else load_pipeline(sketch)
-        if sketcher is not None:
-            sketcher.sample_in_second_order()
+        if sketcher is not None and sampling.sketch is not None:
+            if sampling.sketch.stochastic:
+                sketcher.sample_stochastically()
+            else:
+                sketcher.sample_in_second_order()
         return cls(
             pipeline,
             contexts,
@@ -261,6 +266,8 @@ def load_whole(kind: type[DiffusionPipeline], folder: Path, networks: Sequence[s
         WeightsError: the folder is missing a part, or one cannot be loaded.
     """
     with loading(folder), _quiet_diffusers():
+        if not folder.is_dir():  # diffusers would take it for a name on the hub
+            raise FileNotFoundError("no such folder")
         pipeline = kind.from_pretrained(folder, local_files_only=True)
         for name in networks:
             network = getattr(pipeline, name)

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,12 @@ def predict_velocity(
         return_dict=False,
     )[0]
     return F.pixel_shuffle(velocity, fold) if fold > 1 else velocity
+
+
+def edge_of(unet: Any) -> int:
+    """Edge in px of what a network makes."""
+    fold = fold_size(unet)
+    return fold * int(unet.config.get("sample_size") or TILE_SIZE // fold)
 
 
 def step_times(steps: int) -> list[float]:
@@ -239,8 +246,7 @@ class LayoutPipeline(DiffusionPipeline):
             sketches: one per tile (N, 3, s, s) in [-1, 1], in place of the first step.
             clear: let the noise beside a sketch have no part that a sketch would show.
         """
-        device, fold = self._execution_device, fold_size(self.unet)
-        edge = fold * int(self.unet.config.get("sample_size") or TILE_SIZE // fold)
+        device, fold, edge = self._execution_device, fold_size(self.unet), edge_of(self.unet)
         noise = torch.stack([torch.randn(3, edge, edge, generator=each) for each in generators]).to(device)
 
         def velocity(noisy: torch.Tensor, time: torch.Tensor, text: TextContext) -> torch.Tensor:

@@ -76,7 +76,7 @@ def start(
         raise TrainingError(f"{config} is for `{found}`, not for `{meant}`; give the matching file.")
     from accelerate import PartialState
 
-    from pathsynth.training.adversarial import AdversarialLoraTask
+    from pathsynth.training.adversarial import AdversarialBaseTask, AdversarialLoraTask, seen_from
     from pathsynth.training.detail import AutoencoderConfig, AutoencoderTask, DetailConfig, DetailTask
     from pathsynth.training.detail_adversarial import AdversarialDetailConfig, AdversarialDetailTask
     from pathsynth.training.detail_decoder import DecoderConfig, DecoderTask
@@ -117,13 +117,18 @@ def start(
     elif kind == "base":
         settings = read_config(config, BaseConfig)
         initial = settings.initial and out.absolute().parent / settings.initial
-        classifier = None
-        if settings.alignment is not None:
+        adversarial = settings.adversarial and seen_from(out.absolute().parent, settings.adversarial)
+        from_there = settings.model_copy(update={"initial": initial, "adversarial": adversarial})
+        validator = None
+        if settings.alignment is not None or adversarial is not None:
             from pathsynth.validator import Validator
             from pathsynth.weights import Weights
 
-            classifier = Validator.load(Weights().path("validator")).model
-        task = BaseTask(settings.model_copy(update={"initial": initial}), classifier=classifier)
+            validator = Validator.load(Weights().path("validator"))
+        if validator is not None and adversarial is not None:
+            task = AdversarialBaseTask(from_there, validator)
+        else:
+            task = BaseTask(from_there, classifier=None if validator is None else validator.model)
     elif kind == "lora":
         from pathsynth.generator import load_pipeline
         from pathsynth.validator import Validator
@@ -131,18 +136,13 @@ def start(
 
         settings = read_config(config, LoraConfig)
         initial = settings.initial and out.absolute().parent / settings.initial
-        adversarial = settings.adversarial
-        if adversarial is not None:
-            named = {"texture": adversarial.texture, "sketches": adversarial.sketches}
-            there = {name: folder and out.absolute().parent / folder for name, folder in named.items()}
-            adversarial = adversarial.model_copy(update=there)
-        from_there = settings.model_copy(update={"initial": initial, "adversarial": adversarial})
+        adversarial = settings.adversarial and seen_from(out.absolute().parent, settings.adversarial)
+        lora = settings.model_copy(update={"initial": initial, "adversarial": adversarial})
         pipeline = load_pipeline(settings.base or Weights().path("layout"))
-        if settings.adversarial is None:
-            task = LoraTask(from_there, pipeline)
+        if adversarial is None:
+            task = LoraTask(lora, pipeline)
         else:
-            validator = Validator.load(Weights().path("validator"))
-            task = AdversarialLoraTask(from_there, pipeline, validator)
+            task = AdversarialLoraTask(lora, pipeline, Validator.load(Weights().path("validator")))
     elif meant == "detail-autoencoder":
         settings = read_config(config, AutoencoderConfig)
         task = AutoencoderTask(settings, HiresTiles(progress=report))

@@ -26,6 +26,7 @@ after Zhao et al., *Differentiable Augmentation*, 2020.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from pathsynth.generator import load_pipeline, load_sampling
 from pathsynth.layout import (
     TIME_SCALE,
     LayoutPipeline,
+    edge_of,
     enlarged,
     pooled_text,
     predict_velocity,
@@ -53,7 +55,15 @@ from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
 from pathsynth.texture import TextureCorrection
 from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
-from pathsynth.training.layout import AdversarialConfig, FlowBatch, LoraConfig, LoraTask
+from pathsynth.training.layout import (
+    AdversarialConfig,
+    BaseConfig,
+    BaseTask,
+    FlowBatch,
+    FlowTask,
+    LoraConfig,
+    LoraTask,
+)
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, mean_distance, tile_power
 from pathsynth.training.pupil import FreshLessons, Lessons, Pupil
 from pathsynth.training.sketches import SketchDrawer
@@ -248,25 +258,25 @@ def _without_pupil(rival: nn.Module, state: dict[str, Any], prefix: str, *_: Any
         del state[name]
 
 
-class AdversarialLoraTask(LoraTask):
-    """An adapter against a rival. `validator` measures for the log, and lends the rival the features of the
-    configured layers.
+def seen_from(folder: Path, config: AdversarialConfig) -> AdversarialConfig:
+    """The configuration with the folders that it names seen from another."""
+    named = {"texture": config.texture, "sketches": config.sketches}
+    return config.model_copy(update={name: each and folder / each for name, each in named.items()})
+
+
+class AgainstRival(FlowTask):
+    """A task whose network learns few steps against a rival. Sketches are judged as enlarged as tiles that
+    start from them see them.
     """
 
     rival: nn.Module
 
-    def __init__(
-        self,
-        config: LoraConfig,
-        pipeline: LayoutPipeline,
-        validator: Validator,
-        train: Split | None = None,
-        val: Split | None = None,
-        encoder: TextEncoder | None = None,
-    ) -> None:
-        super().__init__(config, pipeline, train, val, encoder)
-        self.adversarial = config.adversarial or AdversarialConfig()
-        self._validator = validator
+    def set_against(self, config: AdversarialConfig, validator: Validator, seed: int) -> None:
+        """Build the rival, and what else the configuration gives a weight. `validator` measures for the log,
+        and lends the rival the features of the configured layers.
+        """
+        self.adversarial = config
+        self._validator, self._edge = validator, edge_of(self.pipeline.unet)
         self._features: nn.Module | None = None
         widths: list[int] = []
         validator.model.requires_grad_(False)
@@ -278,7 +288,7 @@ class AdversarialLoraTask(LoraTask):
         rival: TileRival
         if self.adversarial.keen:
             some = self.train.images[:: max(1, len(self.train) // _KNOWN_COLOURS)]
-            self._colours = EvenColours(self.pipeline.standardise(to_model_range(some)))
+            self._colours = EvenColours(self._shown(self._wanted_of(to_model_range(some))))
             rival = KeenRival(self._colours, self.adversarial.rival_width, widths)
         else:
             rival = TileRival(self.adversarial.rival_width, widths)
@@ -289,14 +299,14 @@ class AdversarialLoraTask(LoraTask):
             self._lessons = FreshLessons(
                 self.adversarial.fresh_pupils,
                 self.train,
-                config.optim.seed,
+                seed,
                 self.adversarial.fresh_architectures,
             )
         elif self.adversarial.pupil:
             # Part of the rival, which is what learns beside the model, and the last, so that a run may go on
             # with one.
             rival.pupil = Pupil()
-            self._lessons = Lessons(rival.pupil, self.train, config.optim.seed)
+            self._lessons = Lessons(rival.pupil, self.train, seed)
         self.rival = rival.to(memory_format=torch.channels_last)
         self._spectrum = SpectrumDistance()
         how = self.adversarial
@@ -309,7 +319,12 @@ class AdversarialLoraTask(LoraTask):
         )
         self._drawer: SketchDrawer | None = None
         if how.sketches is not None:
-            self._drawer = SketchDrawer(load_pipeline(how.sketches), how.sketch_steps, self.captions([""]))
+            self._drawer = SketchDrawer(
+                load_pipeline(how.sketches),
+                how.sketch_steps,
+                self.captions([""]),
+                stochastic=how.sketch_stochastic,
+            )
             if self._drawer.edge != how.sketch:
                 raise TrainingError(
                     f"{how.sketches} draws sketches of {self._drawer.edge} px; let `sketch` be as much, or "
@@ -361,8 +376,16 @@ class AdversarialLoraTask(LoraTask):
         return self._shown(sketched(data, self.adversarial.sketch or 1))
 
     def _shown(self, sketches: torch.Tensor) -> torch.Tensor:
-        """What standardised sketches (N, 3, s, s) show, as large as tiles."""
-        return enlarged(sketches, self.train.images.shape[1])
+        """What standardised sketches (N, 3, s, s) show, as large as tiles; those as they are."""
+        size = self.train.images.shape[1]
+        return sketches if sketches.shape[-1] == size else enlarged(sketches, size)
+
+    def _wanted_of(self, tiles: torch.Tensor) -> torch.Tensor:
+        """What the network is to make of tiles (N, 3, 28, 28) in [-1, 1], standardised: them, or where it
+        makes sketches, (N, 3, s, s) of those.
+        """
+        whole = tiles.shape[-1] == self._edge
+        return self.pipeline.standardise(tiles if whole else sketched(tiles, self._edge))
 
     def _starts(
         self, data: torch.Tensor, context: TextContext, generator: torch.Generator
@@ -387,7 +410,8 @@ class AdversarialLoraTask(LoraTask):
         """Mean power (P,) of at most 1,000 training tiles of a tissue."""
         chosen = np.flatnonzero(self.train.labels == tissue)
         chosen = chosen[:: max(1, len(chosen) // 1000)]
-        return self._power_in(to_model_range(self.train.images[chosen])).mean(0)
+        data = self._shown(self._wanted_of(to_model_range(self.train.images[chosen])))
+        return self._power_in(self.pipeline.restore(data)).mean(0)
 
     def _power_in(self, tiles: torch.Tensor) -> torch.Tensor:
         """Power (N, P) of tiles (N, 3, 28, 28) in [-1, 1] at each frequency: of their grey, and with a keen
@@ -403,7 +427,7 @@ class AdversarialLoraTask(LoraTask):
         """Kinds of features of training tiles of a tissue, moved as those that are made."""
         chosen = np.flatnonzero(self.train.labels == tissue)
         chosen = chosen[:: max(1, len(chosen) // _KNOWN_PER_TISSUE)][:_KNOWN_PER_TISSUE]
-        data = self.pipeline.standardise(to_model_range(self.train.images[chosen]))
+        data = self._shown(self._wanted_of(to_model_range(self.train.images[chosen])))
         with torch.no_grad():
             return self._kinds(data, self._show(data, torch.Generator().manual_seed(tissue)))
 
@@ -474,7 +498,7 @@ class AdversarialLoraTask(LoraTask):
             raise TypeError("an adversarial batch knows its tissues")
         config = self.adversarial
         device = next(model.parameters()).device
-        data = self.pipeline.standardise(batch.tiles).to(device)
+        data = self._wanted_of(batch.tiles).to(device)
         context = TextContext(batch.context.states.to(device), batch.context.mask.to(device))
         make = self._maker(model, context)
         sketches, drawn = self._starts(data, context, generator)
@@ -483,7 +507,8 @@ class AdversarialLoraTask(LoraTask):
         # What starts from a drawn sketch has no tile that it should be.
         astray = drawn & given.sampled
         labels = batch.labels.to(device)
-        made = self._as_used(make(given.noisy, given.time, torch.ones_like(given.own)), labels)
+        made = self._shown(make(given.noisy, given.time, torch.ones_like(given.own)))
+        made, data = self._as_used(made, labels), self._shown(data)
         text = pooled_text(context)
         squared = (made - data).square().mean((1, 2, 3))
         total = config.reconstruction * (torch.where(astray, 0.0, given.left) * squared).mean()
@@ -531,8 +556,9 @@ class AdversarialLoraTask(LoraTask):
     def sample(
         self, model: nn.Module, context: TextContext, like: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """One tile (N, 3, 28, 28) in [-1, 1] for each text, in the steps that are trained; where they start
-        from sketches, from such as are drawn, or else from those of standardised tiles `like` (N, 3, 28, 28).
+        """One tile (N, 3, 28, 28) in [-1, 1] for each text, or sketch (N, 3, s, s), in the steps that are
+        trained; where they start from sketches, from such as are drawn, or else from those of standardised
+        tiles `like` (N, 3, 28, 28).
         """
         shown = None
         if self._drawer is not None:
@@ -552,10 +578,10 @@ class AdversarialLoraTask(LoraTask):
         with torch.inference_mode():
             for tissue in TISSUES:
                 shown = random.permutation(np.flatnonzero(self.val.labels == tissue.index))
-                real.append(self.val.images[shown[:_EVALUATED_PER_TISSUE]])
-                context = self._prompts[tissue.index : tissue.index + 1].repeat(len(real[-1]))
-                like = self.pipeline.standardise(to_model_range(real[-1]))
-                made = self.sample(model, context, like, generator)
+                like = self._wanted_of(to_model_range(self.val.images[shown[:_EVALUATED_PER_TISSUE]]))
+                real.append(from_model_range(self.pipeline.restore(self._shown(like))))
+                context = self._prompts[tissue.index : tissue.index + 1].repeat(len(like))
+                made = self._shown(self.sample(model, context, like, generator))
                 labels = torch.full((len(made),), tissue.index, device=made.device)
                 tiles.append(from_model_range(self._textured(made, labels)))
         shown_tiles, known = np.concatenate(tiles), np.concatenate(real)
@@ -575,3 +601,34 @@ class AdversarialLoraTask(LoraTask):
             shares = self._lessons.taught(self.val, _ASKED_PER_TISSUE)
             figures |= {f"taught_{TISSUES[i].code}": share for i, share in enumerate(shares)}
         return figures
+
+
+class AdversarialLoraTask(AgainstRival, LoraTask):
+    """An adapter against a rival."""
+
+    def __init__(
+        self,
+        config: LoraConfig,
+        pipeline: LayoutPipeline,
+        validator: Validator,
+        train: Split | None = None,
+        val: Split | None = None,
+        encoder: TextEncoder | None = None,
+    ) -> None:
+        super().__init__(config, pipeline, train, val, encoder)
+        self.set_against(config.adversarial or AdversarialConfig(), validator, config.optim.seed)
+
+
+class AdversarialBaseTask(AgainstRival, BaseTask):
+    """A base, as one of sketches, against a rival: every weight is trainable."""
+
+    def __init__(
+        self,
+        config: BaseConfig,
+        validator: Validator,
+        train: Split | None = None,
+        val: Split | None = None,
+        encoder: TextEncoder | None = None,
+    ) -> None:
+        super().__init__(config, train, val, encoder)
+        self.set_against(config.adversarial or AdversarialConfig(), validator, config.optim.seed)

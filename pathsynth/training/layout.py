@@ -133,7 +133,7 @@ class AlignmentConfig(BaseModel):
 
 
 class AdversarialConfig(BaseModel):
-    """How an adapter learns to take few steps, against a rival (`pathsynth.training.adversarial`)."""
+    """How a network learns to take few steps, against a rival (`pathsynth.training.adversarial`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -217,6 +217,9 @@ class AdversarialConfig(BaseModel):
         "when sampling, seen from the folder that holds that of the run.",
     )
     sketch_steps: PositiveInt = Field(default=12, description="Denoising steps of a drawn sketch.")
+    sketch_stochastic: bool = Field(
+        default=False, description="What draws sketches was itself trained against a rival, for those steps."
+    )
     sketches_drawn: float = Field(
         default=0.5, ge=0, le=1, description="Share of tiles that start from drawn sketches, where there are."
     )
@@ -269,6 +272,9 @@ class BaseConfig(BaseModel):
         "of the run; a class embedding it lacks starts without effect.",
     )
     alignment: AlignmentConfig | None = None
+    adversarial: AdversarialConfig | None = Field(
+        default=None, description="Train against a rival, for few steps, in place of the flow-matching loss."
+    )
     prompt_style: PromptStyle | None = Field(
         default=None, description="How captions name the tissue; not at all, and attributes alone, if None."
     )
@@ -284,6 +290,10 @@ class BaseConfig(BaseModel):
             raise ValueError("wants one network, so either `unet` or `transformer`")
         if self.transformer is not None and self.alignment is not None:
             raise ValueError("aligns a `unet`, not a `transformer`")
+        if self.adversarial is not None and self.alignment is not None:
+            raise ValueError("trains against a rival or with `alignment`, not both; leave one out")
+        if self.adversarial is not None and self.adversarial.sketch is not None and self.edge < TILE_SIZE:
+            raise ValueError("makes sketches, which start from none; leave `sketch` out")
         return self
 
     @property

@@ -112,7 +112,7 @@ def add_adapter(weights: Path, name: str, run: Path, sampling: Sampling) -> None
 def trained_sampling(run: Path, sketch: SketchSampling | None = None) -> Sampling | None:
     """The sampling that the adapter of a finished run was trained for, with the correction of texture that it
     was trained through, or that its configuration names. `sketch` says how to make sketches, where it starts
-    from those.
+    from those, and was not trained from drawn ones.
 
     Raises:
         TrainingError: the run is not finished, or starts from sketches and `sketch` is not given, or the
@@ -123,13 +123,16 @@ def trained_sampling(run: Path, sketch: SketchSampling | None = None) -> Samplin
     if (adversarial := config.get("adversarial")) is not None:
         corrected = adversarial.get("texture")
         texture = {} if corrected is None else load_sampling(run.absolute().parent / corrected).texture
+        if sketch is None and adversarial.get("sketches") is not None:
+            sketch = SketchSampling(steps=int(adversarial["sketch_steps"]))
         if (adversarial.get("sketch") is None) != (sketch is None):
             raise TrainingError(
                 f"{run} was trained to start from {'noise' if sketch else 'sketches'}; "
                 f"{'leave out' if sketch else 'give'} --sketch-steps."
             )
         if sketch is not None:
-            sketch = sketch.model_copy(update={"clear": bool(adversarial.get("sketch_clear"))})
+            stochastic, clear = (bool(adversarial.get(f"sketch_{each}")) for each in ("stochastic", "clear"))
+            sketch = sketch.model_copy(update={"stochastic": stochastic, "clear": clear})
         return Sampling(
             steps=int(adversarial["steps"]), guidance=1.0, stochastic=True, texture=texture, sketch=sketch
         )
@@ -313,7 +316,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sketch-steps",
         type=_count,
-        help="with an adapter that starts from sketches: denoising steps for one",
+        help="with an adapter that starts from sketches: denoising steps for one; by default those of its "
+        "training, where that drew any",
     )
     parser.add_argument("--sketch-guidance", type=_scale, default=1.0, help="the guidance scale of sketches")
     parser.add_argument(

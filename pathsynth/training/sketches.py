@@ -6,26 +6,31 @@ rival nor a pupil ever sees what comes of that.
 
 import torch
 
-from pathsynth.layout import LayoutPipeline, fold_size
+from pathsynth.layout import LayoutPipeline, edge_of
 from pathsynth.text import TextContext
 
 
 class SketchDrawer:
-    """Draws sketches for texts in `steps` steps of the second order, as a `Generator` does, without guidance.
+    """Draws sketches for texts in `steps` steps without guidance, as a `Generator` does.
 
-    `pipeline` is what draws them, and is given that order; `empty` (1) is the context of the empty text.
+    `pipeline` is what draws them, and is told to take steps of the second order, or if `stochastic` such as
+    come back with fresh noise; `empty` (1) is the context of the empty text.
     """
 
-    def __init__(self, pipeline: LayoutPipeline, steps: int, empty: TextContext) -> None:
+    def __init__(
+        self, pipeline: LayoutPipeline, steps: int, empty: TextContext, *, stochastic: bool = False
+    ) -> None:
         self._pipeline, self._steps, self._empty = pipeline, steps, empty
         pipeline.unet.requires_grad_(False).eval()
-        pipeline.sample_in_second_order()
+        if stochastic:
+            pipeline.sample_stochastically()
+        else:
+            pipeline.sample_in_second_order()
 
     @property
     def edge(self) -> int:
         """Edge in px of a sketch."""
-        unet = self._pipeline.unet
-        return fold_size(unet) * int(unet.config.sample_size)
+        return edge_of(self._pipeline.unet)
 
     def __call__(self, context: TextContext, generator: torch.Generator) -> torch.Tensor:
         """One sketch (N, 3, edge, edge) in [-1, 1] for each text (N), of seeds that `generator` draws."""

@@ -114,8 +114,12 @@ def test_tiles_start_from_sketches_where_settings_say_so(tiny_weights: Path, tmp
     path.write_text(json.dumps(values), encoding="utf-8")
     write_manifest(folder, {})
     assert not np.array_equal(Generator.load(Weights(folder)).propose(context, [4]), again)
+    values["sketch"] |= {"clear": False, "stochastic": True}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    write_manifest(folder, {})
+    assert not np.array_equal(Generator.load(Weights(folder)).propose(context, [4]), again)
     tiny.sketcher(seed=8).save_pretrained(folder / "sketch")
-    values["sketch"]["clear"] = False
+    values["sketch"]["stochastic"] = False
     path.write_text(json.dumps(values), encoding="utf-8")
     write_manifest(folder, {})
     assert not np.array_equal(Generator.load(Weights(folder)).propose(context, [4]), again)

@@ -139,10 +139,22 @@ def test_an_adapter_that_starts_from_sketches_comes_with_what_makes_them(
     assert release.main([*asked, "--sketch-steps", "12", "--sketch-guidance", "1.5"]) == 0
     settings = target / "lora" / "default" / "settings.json"
     sampling = json.loads(settings.read_bytes())
-    assert sampling["sketch"] == {"steps": 12, "guidance": 1.5, "clear": clear}
+    assert sampling["sketch"] == {"steps": 12, "guidance": 1.5, "stochastic": False, "clear": clear}
     assert sampling["turned"]
     assert Weights(target).manifest.components["sketch"]["config"] == {"kind": "base"}
     assert Generator.load(Weights(target)).propose(tiny.contexts(1), [1]).shape == (1, 28, 28, 3)
+
+
+def test_an_adapter_that_was_trained_from_drawn_sketches_says_how_to_draw_them(
+    tmp_path: Path, runs: dict[str, Path]
+) -> None:
+    drawn = {"sketches": "drawer", "sketch_steps": 3, "sketch_stochastic": True}
+    config = {"kind": "lora", "adversarial": {"steps": 2, "sketch": 7, **drawn}}
+    (runs["adapter"] / RUN_FILE).write_text(json.dumps({"config": config, "result": {"step": 3}}))
+    target = tmp_path / "weights"
+    assert release.main([*arguments(target, runs), "--only-copy", "--sketch", str(runs["base"])]) == 0
+    sampling = json.loads((target / "lora" / "default" / "settings.json").read_bytes())
+    assert sampling["sketch"] == {"steps": 3, "guidance": 1.0, "stochastic": True, "clear": False}
 
 
 def test_an_adapter_that_starts_from_noise_wants_no_sketches(

@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from pathsynth.errors import TrainingError, WeightsError
-from pathsynth.generator import SETTINGS_FILE, Sampling
-from pathsynth.layout import LORA_FILE, sketched
+from pathsynth.generator import SETTINGS_FILE, Sampling, load_pipeline
+from pathsynth.layout import LORA_FILE, edge_of, sketched
 from pathsynth.text import CONTEXT_WIDTH, TextEncoder
 from pathsynth.texture import Variety
 from pathsynth.tissues import TISSUES
 from pathsynth.training.adversarial import (
+    AdversarialBaseTask,
     AdversarialLoraTask,
     EvenColours,
     KeenRival,
@@ -25,7 +26,14 @@ from pathsynth.training.adversarial import (
     shifted,
 )
 from pathsynth.training.engine import OptimConfig, Run, run
-from pathsynth.training.layout import AdversarialConfig, FlowConfig, LoraConfig, LoraTask
+from pathsynth.training.layout import (
+    AdversarialConfig,
+    AlignmentConfig,
+    BaseConfig,
+    FlowConfig,
+    LoraConfig,
+    LoraTask,
+)
 from pathsynth.training.perceptual import hinges
 from pathsynth.training.pupil import FreshLessons, LargePupil, Lessons
 from pathsynth.validator import to_model_range
@@ -640,6 +648,66 @@ def test_a_sketch_in_place_of_the_only_step_is_refused() -> None:
 def test_a_sketch_that_cannot_be_clear_or_kept_is_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         AdversarialConfig.model_validate(values)
+
+
+def sketch_task(encoder: TextEncoder, **fields: Any) -> AdversarialBaseTask:
+    """A network of toy size for sketches, against a rival."""
+    asked: dict[str, Any] = {
+        "adversarial": AdversarialConfig(rival_width=4, steps=2, spread=1.0, spectrum=1.0),
+        "optim": OPTIM,
+        "unet": tiny.sketch_unet_config(),
+        "prompt_style": "domain",
+        "flow": FlowConfig(drop_text=0.0),
+    }
+    return AdversarialBaseTask(
+        BaseConfig(kind="base", **(asked | fields)),
+        tiny.validator(),
+        tiny.split("train", 36),
+        tiny.split("val", 90, seed=1),
+        encoder,
+    )
+
+
+def test_what_makes_sketches_learns_against_a_rival_that_sees_them_enlarged(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    task = sketch_task(encoder)
+    network, rival, validator = (weights_of(m) for m in (task.model, task.rival, task._validator.model))
+    state = run(task, OPTIM, tmp_path)
+    assert math.isfinite(state.loss)
+    assert len(changed(task.model, network)) > len(network) / 2
+    assert changed(task.rival, rival)
+    assert not changed(task._validator.model, validator)
+    made = task._contest.made
+    assert made is not None
+    assert made.pictures.shape[1:] == (3, 28, 28)
+    assert all(math.isfinite(value) for value in state.metrics.values())
+    assert edge_of(load_pipeline(tmp_path / "layout").unet) == tiny.SKETCH_EDGE
+
+
+def test_sketches_in_training_are_what_the_pipeline_makes(encoder: TextEncoder) -> None:
+    task = sketch_task(encoder)
+    context, like = tiny.contexts(1), torch.zeros(1, 3, tiny.SKETCH_EDGE, tiny.SKETCH_EDGE)
+    with torch.no_grad():
+        trained = task.sample(task.model, context, like, torch.Generator().manual_seed(7))
+    task.pipeline.sample_stochastically()
+    made = task.pipeline(context, context, [torch.Generator().manual_seed(7)], 2, 1.0)
+    assert made.shape == like.shape
+    assert torch.allclose(made, trained, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"adversarial": AdversarialConfig(sketch=7)}, "start from none"),
+        ({"alignment": AlignmentConfig(weight=1.0)}, "leave one out"),
+    ],
+)
+def test_a_base_against_a_rival_that_fits_not_is_refused(
+    fields: dict[str, Any], said: str, encoder: TextEncoder
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        sketch_task(encoder, **fields)
 
 
 def test_variety_may_see_which_way_tiles_run(encoder: TextEncoder) -> None:
