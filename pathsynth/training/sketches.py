@@ -36,4 +36,6 @@ class SketchDrawer:
         """One sketch (N, 3, edge, edge) in [-1, 1] for each text (N), of seeds that `generator` draws."""
         seeds = torch.randint(2**62, (len(context),), generator=generator).tolist()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return self._pipeline(context, self._empty, generators, self._steps, 1.0)
+        # In full precision, as users' are: a scheduler would leave them in that of the network.
+        with torch.autocast(context.states.device.type, enabled=False):
+            return self._pipeline(context, self._empty, generators, self._steps, 1.0)

@@ -625,10 +625,16 @@ def test_sketches_of_another_size_or_none_are_one_sentence(encoder: TextEncoder,
         task_of(encoder, adversarial=drawing(tmp_path / "a", sketches=tmp_path / "b"))
 
 
-def test_a_run_with_drawn_sketches_measures_itself(encoder: TextEncoder, tmp_path: Path) -> None:
-    task = task_of(encoder, adversarial=drawing(tmp_path, on_policy=0.5, sketches_drawn=0.5))
-    for _ in Run(task, OPTIM).steps():
-        pass
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_run_with_drawn_sketches_measures_itself(
+    *, stochastic: bool, encoder: TextEncoder, tmp_path: Path
+) -> None:
+    how = drawing(tmp_path, on_policy=0.5, sketches_drawn=0.5, sketch_stochastic=stochastic)
+    task = task_of(encoder, adversarial=how)
+    generator = torch.Generator().manual_seed(0)
+    batch = task.batch(4, generator)
+    with torch.autocast("cpu", torch.bfloat16):  # as where the processor is fast at it
+        assert torch.isfinite(task.loss(task.model, batch, generator))
     assert all(math.isfinite(value) for value in task.evaluate(task.model).values())
 
 
