@@ -16,7 +16,8 @@ tissue have to be spread as in real tiles of it. And its own verdict may count, 
 *Conditional Image Synthesis with Auxiliary Classifier GANs*, 2017. What the validator then says of the tiles
 is no independent evidence; that is what the judge is for, which has no part in this. A keen rival sees faint
 colours and fine texture as strong as all else; one with bounded slope alone does not. Where tiles go through
-a correction of texture (`pathsynth.texture`) when they are used, all of this is of corrected tiles.
+a correction of texture (`pathsynth.texture`) when they are used, all of this is of corrected tiles. A network
+that makes sketches may be trained so too; they are judged as large as tiles that start from them see them.
 
 Projection of text and tissue after Miyato and Koyama, *cGANs with Projection Discriminator*, 2018; deviation
 within the batch after Karras et al., *Progressive Growing of GANs*, 2018; augmentation of what the rival sees

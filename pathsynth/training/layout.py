@@ -294,6 +294,9 @@ class BaseConfig(BaseModel):
             raise ValueError("trains against a rival or with `alignment`, not both; leave one out")
         if self.adversarial is not None and self.adversarial.sketch is not None and self.edge < TILE_SIZE:
             raise ValueError("makes sketches, which start from none; leave `sketch` out")
+        of_tiles = self.adversarial is not None and (self.adversarial.pupil or self.adversarial.attributes)
+        if of_tiles and self.edge < TILE_SIZE:
+            raise ValueError("makes sketches, and `pupil` and `attributes` are of tiles; leave them out")
         return self
 
     @property

@@ -706,6 +706,8 @@ def test_sketches_in_training_are_what_the_pipeline_makes(encoder: TextEncoder) 
     ("fields", "said"),
     [
         ({"adversarial": AdversarialConfig(sketch=7)}, "start from none"),
+        ({"adversarial": AdversarialConfig(pupil=1.0)}, "are of tiles"),
+        ({"adversarial": AdversarialConfig(attributes=1.0)}, "are of tiles"),
         ({"alignment": AlignmentConfig(weight=1.0)}, "leave one out"),
     ],
 )
