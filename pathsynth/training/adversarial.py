@@ -14,14 +14,10 @@ to Biased Wasserstein Gradients*, 2017).
 The rival may also look at features of the validator, as in Sauer et al., *Projected GANs*, 2021: those of a
 tissue have to be spread as in real tiles of it. And its own verdict may count, after Odena et al.,
 *Conditional Image Synthesis with Auxiliary Classifier GANs*, 2017. What the validator then says of the tiles
-is no independent evidence; that is what the judge is for, which has no part in this. A keen rival sees faint
-colours and fine texture as strong as all else; one with bounded slope alone does not. Where tiles go through
+is no independent evidence; that is what the judge is for, which has no part in this. Where tiles go through
 a correction of texture (`pathsynth.texture`) when they are used, all of this is of corrected tiles. A network
 that makes sketches may be trained so too; they are judged as large as tiles that start from them see them.
-
-Projection of text and tissue after Miyato and Koyama, *cGANs with Projection Discriminator*, 2018; deviation
-within the batch after Karras et al., *Progressive Growing of GANs*, 2018; augmentation of what the rival sees
-after Zhao et al., *Differentiable Augmentation*, 2020.
+The rivals themselves are in `pathsynth.training.rivals`.
 """
 
 from collections.abc import Sequence
@@ -35,7 +31,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pathsynth.data import Split
@@ -52,7 +47,7 @@ from pathsynth.layout import (
     without_sketch,
 )
 from pathsynth.realism import neighbourhoods
-from pathsynth.text import CONTEXT_WIDTH, TextContext, TextEncoder
+from pathsynth.text import TextContext, TextEncoder
 from pathsynth.texture import TextureCorrection
 from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
@@ -67,11 +62,11 @@ from pathsynth.training.layout import (
 )
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, mean_distance, tile_power
 from pathsynth.training.pupil import FreshLessons, Lessons, Pupil
+from pathsynth.training.rivals import EvenColours, KeenRival, TileRival, shifted
 from pathsynth.training.sketches import SketchDrawer
 from pathsynth.training.wording import asked_by, attributes_of, directions_of, distance_from_wording
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
-_SHIFT = 3
 _FORGOTTEN = 0.03
 _EVALUATED_PER_TISSUE = 16
 _KNOWN_PER_TISSUE = 256
@@ -88,129 +83,6 @@ class TissueBatch(FlowBatch):
     """As a FlowBatch, with the tissues (N,) of the tiles."""
 
     labels: torch.Tensor
-
-
-class TileRival(nn.Module):
-    """Says how real tiles look beside their texts and tissues: logits of fine patches (N, 14, 14), of coarse
-    ones (N, 7, 7), of the whole (N, 1, 1), and of every place of each kind of features of another network.
-
-    Tiles are (N, channels, 28, 28), texts (N, CONTEXT_WIDTH), tissues (N,); `seen_by_other` has the channels
-    of the features. `steps` counts how often it was trained, so that a resumed run knows.
-    """
-
-    steps: torch.Tensor
-
-    def __init__(self, width: int = 64, seen_by_other: Sequence[int] = (), channels: int = 3) -> None:
-        super().__init__()
-        once, twice, four = width, 2 * width, 4 * width
-
-        def layer(inputs: int, outputs: int, edge: int, stride: int) -> nn.Sequential:
-            convolution = nn.Conv2d(inputs, outputs, edge, stride, padding=(edge - 1) // 2)
-            return nn.Sequential(spectral_norm(convolution), nn.LeakyReLU(0.2))
-
-        self.fine = nn.Sequential(
-            layer(channels, once, 3, 1), layer(once, twice, 4, 2), layer(twice, twice, 3, 1)
-        )
-        self.coarse = nn.Sequential(layer(twice, four, 4, 2), layer(four, four, 3, 1))
-        self.whole = layer(four + 1, four, 3, 2)
-        self.other = nn.ModuleList(layer(seen, four, 1, 1) for seen in seen_by_other)
-        widths = (twice, four, four, *(four for _ in seen_by_other))
-        self.real = nn.ModuleList(nn.Conv2d(each, 1, 1) for each in widths)
-        self.of_text = nn.ModuleList(nn.Linear(CONTEXT_WIDTH, each) for each in widths)
-        self.of_tissue = nn.ModuleList(nn.Embedding(len(TISSUES), each) for each in widths)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    def forward(
-        self,
-        tiles: torch.Tensor,
-        text: torch.Tensor,
-        tissues: torch.Tensor,
-        features: Sequence[torch.Tensor] = (),
-    ) -> list[torch.Tensor]:
-        fine = self.fine(tiles)
-        coarse = self.coarse(fine)
-        deviation = coarse.float().std(dim=0, correction=0).mean().to(coarse.dtype)
-        varied = deviation.expand(len(tiles), 1, *coarse.shape[2:])
-        whole = self.whole(torch.cat([coarse, varied], dim=1)).mean((2, 3), keepdim=True)
-        others = [layer(each) for layer, each in zip(self.other, features, strict=True)]
-        logits = []
-        parts = zip((fine, coarse, whole, *others), self.real, self.of_text, self.of_tissue, strict=True)
-        for seen, real, of_text, of_tissue in parts:
-            asked = (of_text(text) + of_tissue(tissues)) / seen.shape[1] ** 0.5
-            logits.append(real(seen).squeeze(1) + torch.einsum("nchw,nc->nhw", seen, asked))
-        return logits
-
-
-class EvenColours(nn.Module):
-    """Tiles (N, 3, S, S) as (N, 6, S, S): their three principal colours, and those of what a blur over 3 x 3
-    px takes from them, each with unit deviation over the known tiles (M, 3, S, S).
-
-    In a stained tile nearly all that differs lies along one colour, and fine texture is faint. A rival whose
-    layers are normalised by their spectrum barely sees the other two, nor the finest texture, where networks
-    without that bound tell generated tiles from real ones.
-    """
-
-    turns: torch.Tensor
-
-    def __init__(self, known: torch.Tensor) -> None:
-        super().__init__()
-        turns = [_evened(each) for each in (known, _fine(known))]
-        self.register_buffer("turns", torch.stack(turns))
-
-    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        # In half precision a step of one level would be lost, which is what is to be seen.
-        with torch.autocast(tiles.device.type, enabled=False):
-            parts = zip(self.turns, (tiles.float(), _fine(tiles.float())), strict=True)
-            seen = [torch.einsum("kc,nchw->nkhw", turn, each) for turn, each in parts]
-        return torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
-
-
-def _fine(tiles: torch.Tensor) -> torch.Tensor:
-    """What a blur over 3 x 3 px takes from tiles (N, C, S, S)."""
-    return tiles - F.avg_pool2d(F.pad(tiles, (1,) * 4, mode="reflect"), 3, 1)
-
-
-def _evened(known: torch.Tensor) -> torch.Tensor:
-    """The matrix (3, 3) from the colours of pictures (M, 3, S, S) to their principal ones, each divided by
-    its deviation.
-    """
-    values, vectors = torch.linalg.eigh(torch.cov(known.transpose(0, 1).flatten(1)))
-    matrix: torch.Tensor = vectors.T / values.clamp_min(_LEAST_DEVIATION**2).sqrt()[:, None]
-    return matrix
-
-
-class KeenRival(TileRival):
-    """A `TileRival` with a second of its kind, which sees pictures with `EvenColours`: logits of both.
-
-    The second comes last, so that a run may go on with a keen rival where it had the other.
-    """
-
-    def __init__(self, colours: EvenColours, width: int = 64, seen_by_other: Sequence[int] = ()) -> None:
-        super().__init__(width, seen_by_other)
-        self.keen = TileRival(width, channels=6)
-        self.colours = colours
-
-    def forward(
-        self,
-        tiles: torch.Tensor,
-        text: torch.Tensor,
-        tissues: torch.Tensor,
-        features: Sequence[torch.Tensor] = (),
-    ) -> list[torch.Tensor]:
-        plain = super().forward(tiles, text, tissues, features)
-        return plain + self.keen.forward(self.colours(tiles), text, tissues)
-
-
-def shifted(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Tiles (N, C, S, S), each moved by up to 3 px either way, mirrored at the border."""
-    size = tiles.shape[-1]
-    padded = F.pad(tiles, (_SHIFT,) * 4, mode="reflect")
-    by = torch.randint(2 * _SHIFT + 1, (len(tiles), 2), generator=generator).tolist()
-    moved = [
-        tile[:, row : row + size, column : column + size]
-        for tile, (row, column) in zip(padded, by, strict=True)
-    ]
-    return torch.stack(moved).contiguous(memory_format=torch.channels_last)
 
 
 class TissueSpread:
@@ -315,7 +187,7 @@ class AgainstRival(FlowTask):
             how.steps,
             how.first_step,
             how.on_policy,
-            None if how.sketch is None else self._sketch,
+            how.sketch is not None,
             partial(without_sketch, edge=how.sketch) if how.sketch and how.sketch_clear else None,
         )
         self._drawer: SketchDrawer | None = None
@@ -371,10 +243,6 @@ class AgainstRival(FlowTask):
             stored = to_model_range(from_model_range(self.pipeline.restore(made)))
             made = made + (self.pipeline.standardise(stored).to(made.device) - made).detach()
         return made
-
-    def _sketch(self, data: torch.Tensor) -> torch.Tensor:
-        """What sketches of standardised tiles (N, 3, 28, 28) show, as large as those."""
-        return self._shown(sketched(data, self.adversarial.sketch or 1))
 
     def _shown(self, sketches: torch.Tensor) -> torch.Tensor:
         """What standardised sketches (N, 3, s, s) show, as large as tiles; those as they are."""
@@ -563,8 +431,10 @@ class AgainstRival(FlowTask):
         """
         shown = None
         if self._drawer is not None:
-            made = self._drawer(context, generator).to(like.device)
-            shown = self._shown(self.pipeline.standardise(made))
+            sketches = self._drawer(context, generator).to(like.device)
+            shown = self._shown(self.pipeline.standardise(sketches))
+        elif self.adversarial.sketch:
+            shown = self._shown(sketched(like, self.adversarial.sketch))
         made = self._steps.sample(like, self._maker(model, context), generator, shown=shown)
         return self.pipeline.restore(made)
 

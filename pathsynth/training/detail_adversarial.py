@@ -22,7 +22,6 @@ from torch import nn
 from pathsynth.detail import DetailPipeline
 from pathsynth.layout import TIME_SCALE, pooled_text
 from pathsynth.text import TextContext, TextEncoder
-from pathsynth.training.adversarial import TileRival
 from pathsynth.training.detail import (
     VALIDATION_BATCH,
     VALIDATION_TILES,
@@ -36,6 +35,7 @@ from pathsynth.training.few_steps import FewSteps
 from pathsynth.training.hires import HiresTiles
 from pathsynth.training.layout import FlowConfig
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance
+from pathsynth.training.rivals import TileRival
 from pathsynth.validator import Validator, to_model_range
 
 _NOISE_OF_FEATURES = (0.02, 0.4)

@@ -49,9 +49,8 @@ class FewSteps:
     """A number of steps; `first` is the share of a batch that takes the first of them (the others share the
     rest), `on_policy` the share of later ones that start from what the steps before make.
 
-    The first starts from noise alone. With `sketch`, which says what little of data (N, C, H, W) is known
-    beforehand, that takes its place, and the first is the one after, from there; `clear` is then done to the
-    noise (N, C, H, W) of that one.
+    The first starts from noise alone. Where data are `sketched` beforehand that takes its place, and the
+    first is the one after, from what sketches show; `clear` is then done to the noise (N, C, H, W) of that.
     """
 
     def __init__(
@@ -59,11 +58,11 @@ class FewSteps:
         steps: int,
         first: float,
         on_policy: float,
-        sketch: Change | None = None,
+        sketched: bool = False,
         clear: Change | None = None,
     ) -> None:
-        self.times = torch.tensor(step_times(steps)[0 if sketch is None else 1 :])
-        self._on_policy, self._sketch, self._clear = on_policy, sketch, clear
+        self.times = torch.tensor(step_times(steps)[int(sketched) :])
+        self._on_policy, self._clear = on_policy, clear
         self._chances = torch.ones(len(self.times))
         if len(self.times) > 1:
             self._chances[1:] = (1 - first) / (len(self.times) - 1)
@@ -77,7 +76,7 @@ class FewSteps:
         shown: torch.Tensor | None = None,
     ) -> Noised:
         """A batch (N, C, H, W) of real data, noised for training; `make` is called without gradients. `shown`
-        (N, C, H, W) is what sketches show, where that is not what those of the data do.
+        (N, C, H, W) is what sketches show, where there are.
         """
         step = torch.multinomial(self._chances, len(data), replacement=True, generator=generator)
         own = (step > 0) & (torch.rand(len(data), generator=generator) < self._on_policy)
@@ -106,10 +105,10 @@ class FewSteps:
 
     def _before(self, data: torch.Tensor, step: torch.Tensor, shown: torch.Tensor | None) -> torch.Tensor:
         """What is noised for steps (N,): data (N, C, H, W), or before the first what sketches show."""
-        if self._sketch is None:
+        if shown is None:
             return data
         first = (step == 0).to(data.device).view(-1, 1, 1, 1)
-        return torch.where(first, self._sketch(data) if shown is None else shown, data)
+        return torch.where(first, shown, data)
 
     def sample(
         self,
@@ -119,12 +118,11 @@ class FewSteps:
         steps: int | None = None,
         shown: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Data of the shape of `like` (N, C, H, W) from noise, or from the sketches of `like`, or from what
-        sketches show (`shown`, as large), in all steps or the first `steps` of them. Where gradients are
-        wanted, only the last of those has them.
+        """Data of the shape of `like` (N, C, H, W) from noise, or from what sketches show (`shown`, as
+        large), in all steps or the first `steps` of them. Where gradients are wanted, only the last of those
+        has them.
         """
-        made = torch.zeros_like(like) if self._sketch is None else self._sketch(like)
-        made = made if shown is None else shown
+        made = torch.zeros_like(like) if shown is None else shown
         everything = torch.ones(len(like), dtype=torch.bool, device=like.device)
         times, wanted = self.times[:steps].to(like.device), torch.is_grad_enabled()
         for i, time in enumerate(times, 1):

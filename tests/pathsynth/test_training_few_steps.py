@@ -91,14 +91,10 @@ def test_half_the_times_all_steps_are_taken_and_else_any_number_below() -> None:
     assert {FewSteps(1, 0.4, 0.5).up_to(random) for _ in range(5)} == {1}
 
 
-def of_half(data: torch.Tensor) -> torch.Tensor:
-    return 0.5 * data
-
-
 def test_with_sketches_the_first_step_starts_from_one() -> None:
     data = torch.full((64, 3, 8, 8), 4.0)
-    steps, random = FewSteps(4, 0.5, 0.0, of_half), torch.Generator().manual_seed(0)
-    given = steps.noise(data, to_hundred, random)
+    steps, random = FewSteps(4, 0.5, 0.0, True), torch.Generator().manual_seed(0)
+    given = steps.noise(data, to_hundred, random, data / 2)
     assert given.time.tolist() == pytest.approx([0.75 - 0.25 * step for step in given.step.tolist()])
     known = torch.where(given.step == 0, 2.0, 4.0) * (1 - given.time)
     assert given.noisy.mean((1, 2, 3)).tolist() == pytest.approx(known.tolist(), abs=0.3)
@@ -113,15 +109,15 @@ def test_the_noise_beside_a_sketch_may_be_changed_and_that_of_later_steps_is_not
         seen.append(noisy)
         return noisy
 
-    steps, random = FewSteps(4, 0.5, 1.0, of_half, torch.zeros_like), torch.Generator().manual_seed(0)
-    given = steps.noise(data, make, random)
+    steps, random = FewSteps(4, 0.5, 1.0, True, torch.zeros_like), torch.Generator().manual_seed(0)
+    given = steps.noise(data, make, random, data / 2)
     first = given.step == 0
     assert torch.equal(given.noisy[first], torch.full((int(first.sum()), 3, 8, 8), 0.25 * 2))
     assert given.noisy[~first].std() > 0.3
     assert torch.equal(seen[0], torch.full_like(seen[0], 0.25 * 2))
     assert seen[1].std() > 0.3
     seen.clear()
-    steps.sample(data, make, random)
+    steps.sample(data, make, random, shown=data / 2)
     assert [each.std() > 0.3 for each in seen] == [False, True, True]
 
 
@@ -133,8 +129,8 @@ def test_later_steps_start_from_what_all_steps_before_make() -> None:
         return torch.full_like(noisy, 100 * len(asked))
 
     data = torch.full((64, 3, 8, 8), 4.0)
-    steps, random = FewSteps(4, 0.2, 1.0, of_half), torch.Generator().manual_seed(0)
-    given = steps.noise(data, make, random)
+    steps, random = FewSteps(4, 0.2, 1.0, True), torch.Generator().manual_seed(0)
+    given = steps.noise(data, make, random, data / 2)
     (at_first, later, from_sketches), (at_second, last, from_first) = asked
     assert (at_first, at_second) == (0.75, 0.5)
     assert later == torch.nonzero(given.step > 0)[:, 0].tolist()
@@ -156,5 +152,5 @@ def test_sampling_starts_from_a_sketch() -> None:
         return noisy
 
     data = torch.full((4, 3, 8, 8), 400.0)
-    FewSteps(4, 0.4, 0.5, of_half).sample(data, make, torch.Generator().manual_seed(5))
+    FewSteps(4, 0.4, 0.5, True).sample(data, make, torch.Generator().manual_seed(5), shown=data / 2)
     assert times == [0.75, 0.5, 0.25]
