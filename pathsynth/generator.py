@@ -2,6 +2,7 @@
 tissue.
 """
 
+import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from pathsynth.errors import WeightsError
 from pathsynth.layout import ALL_TIMES, DEFAULT_GUIDANCE, DEFAULT_STEPS, LayoutPipeline
@@ -32,7 +34,7 @@ Time = Annotated[float, Field(ge=0, le=1)]
 
 CONTEXTS_FILE = "contexts.safetensors"
 SETTINGS_FILE = "settings.json"
-WORDINGS_FILE = "wordings.json"
+WORDINGS_FILE = "wordings.json.gz"
 Wordings = Mapping[str, Sequence[str]]
 
 
@@ -295,9 +297,13 @@ def _quiet_diffusers() -> Iterator[None]:
 
 
 def save_contexts(path: Path, encoder: TextEncoder) -> None:
-    """Encode the nine domain prompts and the empty text, in this order, and write them in half precision."""
+    """Encode the nine domain prompts and the empty text, in this order, and write them in half precision,
+    as far as the longest of them goes.
+    """
     context = encoder.encode([tissue.prompt for tissue in TISSUES] + [""])
-    save_file({"states": context.states.half(), "mask": context.mask}, path)
+    length = int(context.mask.sum(1).max())
+    states = context.states[:, :length].half().contiguous()
+    save_file({"states": states, "mask": context.mask[:, :length].contiguous()}, path)
 
 
 def load_contexts(path: Path) -> TextContext:
@@ -309,17 +315,19 @@ def load_contexts(path: Path) -> TextContext:
     with loading(path):
         tensors = load_file(path)
         states, mask = tensors["states"].float(), tensors["mask"].bool()
+        missing = CONTEXT_LENGTH - states.shape[1]
         if (
-            states.shape != (len(TISSUES) + 1, CONTEXT_LENGTH, CONTEXT_WIDTH)
+            states.shape[::2] != (len(TISSUES) + 1, CONTEXT_WIDTH)
+            or missing < 0
             or mask.shape != states.shape[:2]
         ):
             raise ValueError(f"contexts of shape {tuple(states.shape)}")
-    return TextContext(states, mask)
+    return TextContext(F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing)))
 
 
 def save_wordings(path: Path, wordings: Wordings) -> None:
-    """Write captions by the code of their tissue as JSON."""
-    path.write_text(json.dumps(wordings, indent=0) + "\n", encoding="utf-8")
+    """Write captions by the code of their tissue as JSON, compressed: they repeat few words."""
+    path.write_bytes(gzip.compress(json.dumps(wordings).encode("utf-8"), mtime=0))
 
 
 def load_wordings(path: Path) -> Wordings:
@@ -329,7 +337,7 @@ def load_wordings(path: Path) -> Wordings:
         WeightsError: the file is missing or holds something else.
     """
     with loading(path):
-        wordings = TypeAdapter(dict[str, list[str]]).validate_json(path.read_bytes())
+        wordings = TypeAdapter(dict[str, list[str]]).validate_json(gzip.decompress(path.read_bytes()))
         if empty := [code for code in CODES if not wordings.get(code)]:
             raise ValueError(f"no wording of {empty[0]}")
     return wordings

@@ -24,7 +24,7 @@ SAMPLES = 12
 _SAMPLE_EDGE = 112
 _COLUMNS = 6
 _DPI = 110
-_COLOURS = 256
+_COLOURS = 64
 
 
 def write_plots(report: Report, folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ _NOT_LISTED = {MANIFEST, "MODEL_CARD.md"}
 _EARLIER_KEPT = 12
 _LOADING_FAILED = (
     OSError,
+    EOFError,
     ValueError,
     TypeError,
     LookupError,

@@ -1,5 +1,6 @@
 """The generator, with weights of toy size: the same bytes however and wherever a tile is made."""
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -234,7 +235,9 @@ def test_wordings_come_back_as_they_were(tmp_path: Path, no_wording_is_missing: 
     assert load_wordings(tmp_path / WORDINGS_FILE) == no_wording_is_missing
 
 
-@pytest.mark.parametrize("damage", ["absent", "garbage", "a tissue without a wording", "numbers"])
+@pytest.mark.parametrize(
+    "damage", ["absent", "garbage", "cut short", "not compressed", "a tissue without a wording", "numbers"]
+)
 def test_damaged_wordings_are_named(
     tmp_path: Path, no_wording_is_missing: dict[str, list[str]], damage: str
 ) -> None:
@@ -245,7 +248,11 @@ def test_damaged_wordings_are_named(
         "numbers": json.dumps(no_wording_is_missing | {"MUC": [3]}),
     }
     if damage in contents:
-        path.write_text(contents[damage], encoding="utf-8")
+        path.write_bytes(gzip.compress(contents[damage].encode("utf-8")))
+    if damage == "cut short":
+        path.write_bytes(gzip.compress(b"{}")[:-6])
+    if damage == "not compressed":
+        path.write_text(json.dumps(no_wording_is_missing), encoding="utf-8")
     with pytest.raises(WeightsError, match="wordings"):
         load_wordings(path)
 
