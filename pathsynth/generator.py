@@ -41,7 +41,7 @@ Wordings = Mapping[str, Sequence[str]]
 class SketchSampling(BaseModel):
     """How to sample the sketches that tiles start from: denoising steps and guidance. With `stochastic`, each
     step goes all the way and comes back with fresh noise. With `clear`, tiles start from one beside noise
-    that has no part which a sketch would show.
+    that has no part which a sketch would show; with `held`, noise of later steps has none either.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +50,7 @@ class SketchSampling(BaseModel):
     guidance: float = Field(default=1.0, ge=0)
     stochastic: bool = False
     clear: bool = False
+    held: bool = False
 
 
 class Sampling(BaseModel):
@@ -238,6 +239,7 @@ class Generator:
             guidance_interval=self.guidance_interval,
             sketches=sketch,
             clear=how is not None and how.clear,
+            held=how is not None and how.held,
         )
 
 

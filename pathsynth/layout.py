@@ -94,6 +94,15 @@ def without_sketch(noise: torch.Tensor, edge: int) -> torch.Tensor:
     return noise - F.interpolate(parts, noise.shape[-2:], mode="nearest")
 
 
+def holding(noisy: torch.Tensor, sketches: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Noisy data (N, C, S, S) at times (N,) in [0, 1], 1 being noise alone, with the mean of each part that
+    is one pixel of their sketches (N, C, s, s) put to what is left of that: a later step then sees a sketch
+    as clearly as the first does (after Choi et al., *ILVR*, 2021). S is a multiple of s.
+    """
+    left = (1 - time).view(-1, 1, 1, 1) * sketches
+    return noisy + F.interpolate(left - sketched(noisy, sketches.shape[-1]), noisy.shape[-2:], mode="nearest")
+
+
 def set_steps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, done: int = 0) -> None:
     """Set a scheduler to `steps` equal steps from noise to data, less those that are `done`. Left to itself,
     it takes the last but one to a thousandth, and the last one is wasted.
@@ -114,6 +123,7 @@ def sample_flow(
     on_step: StepCallback | None,
     guidance_interval: tuple[float, float] = ALL_TIMES,
     generators: Sequence[torch.Generator] | None = None,
+    held: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """From noise (N, C, H, W) to data, along the velocity and the steps that `scheduler` was set to.
 
@@ -126,6 +136,7 @@ def sample_flow(
         guidance_interval: times in [0, 1], 1 being pure noise, between which there is guidance
             (Kynkäänniemi et al., *Applying Guidance in a Limited Interval*, 2024).
         generators: one per item, for a scheduler whose `stochastic_sampling` draws fresh noise in each step.
+        held: sketches (N, C, s, s) that every step is shown without noise.
     """
     count, device = len(noise), noise.device
     context = context.repeat(count) if len(context) == 1 else context
@@ -140,6 +151,8 @@ def sample_flow(
     for i, time in enumerate(timesteps):
         if on_step is not None:
             on_step(i, len(timesteps))
+        if held is not None:
+            data = holding(data, held, time.to(device).view(1) / TIME_SCALE)
         guided = guidance_scale != 1 and low <= float(time) / TIME_SCALE <= high
         doubled = torch.cat([data, data]) if guided else data
         direction = velocity(doubled, time.expand(len(doubled)).to(device), both if guided else one)
@@ -230,6 +243,7 @@ class LayoutPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] = ALL_TIMES,
         sketches: torch.Tensor | None = None,
         clear: bool = False,
+        held: bool = False,
     ) -> torch.Tensor:
         """One tile per generator: float (N, 3, S, S) in [-1, 1], as large as the network was made for.
 
@@ -245,6 +259,7 @@ class LayoutPipeline(DiffusionPipeline):
             guidance_interval: times in [0, 1], 1 being pure noise, between which there is guidance.
             sketches: one per tile (N, 3, s, s) in [-1, 1], in place of the first step.
             clear: let the noise beside a sketch have no part that a sketch would show.
+            held: let that of later steps have none either.
         """
         device, fold, edge = self._execution_device, fold_size(self.unet), edge_of(self.unet)
         noise = torch.stack([torch.randn(3, edge, edge, generator=each) for each in generators]).to(device)
@@ -267,6 +282,7 @@ class LayoutPipeline(DiffusionPipeline):
             on_step,
             guidance_interval,
             list(generators),
+            self.standardise(sketches.to(device)) if held and sketches is not None else None,
         )
         return self.restore(tiles)
 

@@ -161,7 +161,7 @@ class AgainstRival(FlowTask):
         rival: TileRival
         if self.adversarial.keen:
             some = self.train.images[:: max(1, len(self.train) // _KNOWN_COLOURS)]
-            self._colours = EvenColours(self._shown(self._wanted_of(to_model_range(some))))
+            self._colours = EvenColours(self._shown(self._wanted_of(to_model_range(some))), config.faint)
             rival = KeenRival(self._colours, self.adversarial.rival_width, widths)
         else:
             rival = TileRival(self.adversarial.rival_width, widths)
@@ -372,7 +372,8 @@ class AgainstRival(FlowTask):
         make = self._maker(model, context)
         sketches, drawn = self._starts(data, context, generator)
         shown_before = None if sketches is None else self._shown(sketches)
-        given = self._steps.noise(data, make, generator, shown_before)
+        held = sketches if config.sketch_held else None
+        given = self._steps.noise(data, make, generator, shown_before, held)
         # What starts from a drawn sketch has no tile that it should be.
         astray = drawn & given.sampled
         labels = batch.labels.to(device)
@@ -384,7 +385,8 @@ class AgainstRival(FlowTask):
         if config.sketch and sketches is not None and config.sketch_kept:
             wanted = torch.where(astray.view(-1, 1, 1, 1), sketches, sketched(data, config.sketch))
             kept = sketched(made, config.sketch) - wanted
-            total = total + config.sketch_kept * kept.square().mean()
+            apart = kept.abs() if config.faint else kept.square()
+            total = total + config.sketch_kept * apart.mean()
         if config.attributes:
             wording = distance_from_wording(self.pipeline.restore(made), asked_by(batch.texts))
             total = total + config.attributes * wording
@@ -429,13 +431,15 @@ class AgainstRival(FlowTask):
         trained; where they start from sketches, from such as are drawn, or else from those of standardised
         tiles `like` (N, 3, 28, 28).
         """
-        shown = None
+        sketches, how = None, self.adversarial
         if self._drawer is not None:
-            sketches = self._drawer(context, generator).to(like.device)
-            shown = self._shown(self.pipeline.standardise(sketches))
-        elif self.adversarial.sketch:
-            shown = self._shown(sketched(like, self.adversarial.sketch))
-        made = self._steps.sample(like, self._maker(model, context), generator, shown=shown)
+            sketches = self.pipeline.standardise(self._drawer(context, generator).to(like.device))
+        elif how.sketch:
+            sketches = sketched(like, how.sketch)
+        shown = None if sketches is None else self._shown(sketches)
+        held = sketches if how.sketch_held else None
+        make = self._maker(model, context)
+        made = self._steps.sample(like, make, generator, shown=shown, held=held)
         return self.pipeline.restore(made)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pathsynth.layout import step_times
+from pathsynth.layout import holding, sketched, step_times
 
 # From noisy data (M, C, H, W) at times (M,) in [0, 1], and which (N,) of the batch they are, to data.
 Make = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -74,9 +74,11 @@ class FewSteps:
         make: Make,
         generator: torch.Generator,
         shown: torch.Tensor | None = None,
+        held: torch.Tensor | None = None,
     ) -> Noised:
         """A batch (N, C, H, W) of real data, noised for training; `make` is called without gradients. `shown`
-        (N, C, H, W) is what sketches show, where there are.
+        (N, C, H, W) is what sketches show, where there are; every step is shown those `held` (N, C, s, s)
+        without noise, or what starts from real data in a later step the sketches of that.
         """
         step = torch.multinomial(self._chances, len(data), replacement=True, generator=generator)
         own = (step > 0) & (torch.rand(len(data), generator=generator) < self._on_policy)
@@ -87,21 +89,31 @@ class FewSteps:
             for i, time in enumerate(self.times[: int(step[own].max())]):
                 further = (own & (step > i)).to(data.device)
                 at = time.to(data.device).expand(int(further.sum()))
-                noisy = self._noised(start[further], at, torch.tensor(i), generator)
+                shown_to = None if held is None else held[further]
+                noisy = self._noised(start[further], at, torch.tensor(i), generator, shown_to)
                 with torch.no_grad():
                     start[further] = make(noisy, at, further)
         time = self.times[step].to(data.device)
-        return Noised(self._noised(start, time, step, generator), time, step, where)
+        if held is not None:
+            real = ~(where | (step == 0).to(data.device)).view(-1, 1, 1, 1)
+            held = torch.where(real, sketched(data, held.shape[-1]), held)
+        return Noised(self._noised(start, time, step, generator, held), time, step, where)
 
     def _noised(
-        self, data: torch.Tensor, time: torch.Tensor, step: torch.Tensor, generator: torch.Generator
+        self,
+        data: torch.Tensor,
+        time: torch.Tensor,
+        step: torch.Tensor,
+        generator: torch.Generator,
+        held: torch.Tensor | None,
     ) -> torch.Tensor:
         """Data (N, C, H, W) with fresh noise up to times (N,) for steps (N,), or one step for all of them."""
         noise = torch.randn(data.shape, generator=generator).to(data.device)
         if self._clear is not None:
             first = (step == 0).to(data.device).view(-1, 1, 1, 1)
             noise = torch.where(first, self._clear(noise), noise)
-        return noised(data, time, noise)
+        noisy = noised(data, time, noise)
+        return noisy if held is None else holding(noisy, held, time)
 
     def _before(self, data: torch.Tensor, step: torch.Tensor, shown: torch.Tensor | None) -> torch.Tensor:
         """What is noised for steps (N,): data (N, C, H, W), or before the first what sketches show."""
@@ -117,10 +129,11 @@ class FewSteps:
         generator: torch.Generator,
         steps: int | None = None,
         shown: torch.Tensor | None = None,
+        held: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Data of the shape of `like` (N, C, H, W) from noise, or from what sketches show (`shown`, as
-        large), in all steps or the first `steps` of them. Where gradients are wanted, only the last of those
-        has them.
+        large), in all steps or the first `steps` of them, each of which is shown the sketches that are `held`
+        (N, C, s, s). Where gradients are wanted, only the last of those has them.
         """
         made = torch.zeros_like(like) if shown is None else shown
         everything = torch.ones(len(like), dtype=torch.bool, device=like.device)
@@ -128,7 +141,7 @@ class FewSteps:
         for i, time in enumerate(times, 1):
             with torch.set_grad_enabled(wanted and i == len(times)):
                 at = time.expand(len(like))
-                noisy = self._noised(made, at, torch.tensor(i - 1), generator)
+                noisy = self._noised(made, at, torch.tensor(i - 1), generator, held)
                 made = make(noisy, at, everything)
         return made
 

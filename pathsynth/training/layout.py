@@ -184,6 +184,11 @@ class AdversarialConfig(BaseModel):
         description="The rival, spectrum and spread also see faint colours, and the rival fine texture, as "
         "strong as others.",
     )
+    faint: bool = Field(
+        default=False,
+        description="Faint lines count as dark ones: a keen rival also sees fine texture levelled off, and "
+        "what is kept of a sketch goes by plain distance, not by its square.",
+    )
     pupil: float = Field(
         default=0.0,
         ge=0,
@@ -205,6 +210,9 @@ class AdversarialConfig(BaseModel):
     )
     sketch_clear: bool = Field(
         default=False, description="Noise beside a sketch has no part that a sketch would show."
+    )
+    sketch_held: bool = Field(
+        default=False, description="Noise of later steps has no part either that a sketch would show."
     )
     sketch_kept: float = Field(
         default=0.0,
@@ -233,12 +241,14 @@ class AdversarialConfig(BaseModel):
     def _a_step_after_the_sketch(self) -> Self:
         if self.sketch is not None and self.steps < 2:
             raise ValueError("wants two steps or more, as a sketch takes the place of the first")
-        if self.sketch is None and (self.sketch_clear or self.sketch_kept):
-            raise ValueError("has no sketch to be clear or kept; give `sketch`, or leave those out")
+        if self.sketch is None and (self.sketch_clear or self.sketch_held or self.sketch_kept):
+            raise ValueError("has no sketch to be clear, held or kept; give `sketch`, or leave those out")
         if self.sketch is None and self.sketches is not None:
             raise ValueError("has no use for drawn sketches; give `sketch`, or leave `sketches` out")
-        if self.sketch_clear and TILE_SIZE % (self.sketch or 1):
-            raise ValueError(f"a sketch that is clear wants an edge that divides {TILE_SIZE} px")
+        if self.faint and not self.keen:
+            raise ValueError("has no keen rival to see what is faint; give `keen`, or leave `faint` out")
+        if (self.sketch_clear or self.sketch_held) and TILE_SIZE % (self.sketch or 1):
+            raise ValueError(f"a sketch that is clear or held wants an edge that divides {TILE_SIZE} px")
         return self
 
 

@@ -41,6 +41,7 @@ SHEET_ATTEMPTS = 200
 WORDINGS_PER_TISSUE = 400
 TEXTURE_SEED = 800_000
 STAGES = {"detail": "diffusion", "detail-adversarial": "adversarial", "detail-decoder": "decoder"}
+_OF_SKETCHES = ("stochastic", "clear", "held")
 Say = Callable[[str], None]
 
 
@@ -131,8 +132,8 @@ def trained_sampling(run: Path, sketch: SketchSampling | None = None) -> Samplin
                 f"{'leave out' if sketch else 'give'} --sketch-steps."
             )
         if sketch is not None:
-            stochastic, clear = (bool(adversarial.get(f"sketch_{each}")) for each in ("stochastic", "clear"))
-            sketch = sketch.model_copy(update={"stochastic": stochastic, "clear": clear})
+            trained_with = {each: bool(adversarial.get(f"sketch_{each}")) for each in _OF_SKETCHES}
+            sketch = sketch.model_copy(update=trained_with)
         return Sampling(
             steps=int(adversarial["steps"]), guidance=1.0, stochastic=True, texture=texture, sketch=sketch
         )

@@ -18,6 +18,7 @@ from pathsynth.tissues import TISSUES
 
 _SHIFT = 3
 _LEAST_DEVIATION = 1e-3
+_FAINT = 0.25
 
 
 class TileRival(nn.Module):
@@ -72,18 +73,23 @@ class TileRival(nn.Module):
 
 
 class EvenColours(nn.Module):
-    """Tiles (N, 3, S, S) as (N, 6, S, S): their three principal colours, and those of what a blur over 3 x 3
-    px takes from them, each with unit deviation over the known tiles (M, 3, S, S).
+    """Tiles (N, 3, S, S) as (N, 6 or 9, S, S): their three principal colours, and those of what a blur over
+    3 x 3 px takes from them, each with unit deviation over the known tiles (M, 3, S, S).
 
     In a stained tile nearly all that differs lies along one colour, and fine texture is faint. A rival whose
     layers are normalised by their spectrum barely sees the other two, nor the finest texture, where networks
     without that bound tell generated tiles from real ones.
+
+    With `faint` three more channels have that texture with its strong part levelled off (hyperbolic tangent,
+    half way at about an eighth of a deviation): the thin membrane of a fat cell then counts as much as a dark
+    nucleus.
     """
 
     turns: torch.Tensor
 
-    def __init__(self, known: torch.Tensor) -> None:
+    def __init__(self, known: torch.Tensor, faint: bool = False) -> None:
         super().__init__()
+        self.faint = faint
         turns = [_evened(each) for each in (known, _fine(known))]
         self.register_buffer("turns", torch.stack(turns))
 
@@ -92,6 +98,8 @@ class EvenColours(nn.Module):
         with torch.autocast(tiles.device.type, enabled=False):
             parts = zip(self.turns, (tiles.float(), _fine(tiles.float())), strict=True)
             seen = [torch.einsum("kc,nchw->nkhw", turn, each) for turn, each in parts]
+            if self.faint:
+                seen.append((seen[-1] / _FAINT).tanh())
         return torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
 
 
@@ -117,7 +125,7 @@ class KeenRival(TileRival):
 
     def __init__(self, colours: EvenColours, width: int = 64, seen_by_other: Sequence[int] = ()) -> None:
         super().__init__(width, seen_by_other)
-        self.keen = TileRival(width, channels=6)
+        self.keen = TileRival(width, channels=9 if colours.faint else 6)
         self.colours = colours
 
     def forward(

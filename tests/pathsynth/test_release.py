@@ -126,11 +126,12 @@ def test_an_adapter_trained_for_its_own_steps_is_sampled_in_them(
     }
 
 
-@pytest.mark.parametrize("clear", [False, True])
+@pytest.mark.parametrize(("clear", "held"), [(False, False), (True, False), (True, True)])
 def test_an_adapter_that_starts_from_sketches_comes_with_what_makes_them(
-    clear: bool, tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    clear: bool, held: bool, tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {"kind": "lora", "adversarial": {"steps": 4, "sketch": 7, "sketch_clear": clear}}
+    trained = {"steps": 4, "sketch": 7, "sketch_clear": clear, "sketch_held": held}
+    config = {"kind": "lora", "adversarial": trained}
     (runs["adapter"] / RUN_FILE).write_text(json.dumps({"config": config, "result": {"step": 3}}))
     target = tmp_path / "weights"
     asked = [*arguments(target, runs), "--only-copy", "--turned", "--sketch", str(runs["base"])]
@@ -139,7 +140,8 @@ def test_an_adapter_that_starts_from_sketches_comes_with_what_makes_them(
     assert release.main([*asked, "--sketch-steps", "12", "--sketch-guidance", "1.5"]) == 0
     settings = target / "lora" / "default" / "settings.json"
     sampling = json.loads(settings.read_bytes())
-    assert sampling["sketch"] == {"steps": 12, "guidance": 1.5, "stochastic": False, "clear": clear}
+    how = {"steps": 12, "guidance": 1.5, "stochastic": False, "clear": clear, "held": held}
+    assert sampling["sketch"] == how
     assert sampling["turned"]
     assert Weights(target).manifest.components["sketch"]["config"] == {"kind": "base"}
     assert Generator.load(Weights(target)).propose(tiny.contexts(1), [1]).shape == (1, 28, 28, 3)
@@ -154,7 +156,8 @@ def test_an_adapter_that_was_trained_from_drawn_sketches_says_how_to_draw_them(
     target = tmp_path / "weights"
     assert release.main([*arguments(target, runs), "--only-copy", "--sketch", str(runs["base"])]) == 0
     sampling = json.loads((target / "lora" / "default" / "settings.json").read_bytes())
-    assert sampling["sketch"] == {"steps": 3, "guidance": 1.0, "stochastic": True, "clear": False}
+    how = {"steps": 3, "guidance": 1.0, "stochastic": True, "clear": False, "held": False}
+    assert sampling["sketch"] == how
 
 
 def test_an_adapter_that_starts_from_noise_wants_no_sketches(

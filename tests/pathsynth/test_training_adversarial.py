@@ -171,6 +171,39 @@ def test_a_keen_rival_learns_what_a_faint_colour_tells_and_another_does_not() ->
     assert left["keen"] < 0.75 < 0.95 < left["plain"]
 
 
+def test_faint_texture_is_levelled_beside_what_a_keen_rival_sees_anyway() -> None:
+    random = torch.Generator().manual_seed(0)
+    known = 0.5 * torch.randn(64, 3, 28, 28, generator=random)
+    plain, faint = (EvenColours(known, each)(known) for each in (False, True))
+    assert torch.equal(faint[:, :6], plain)
+    assert faint.shape == (64, 9, 28, 28)
+    fine, levelled = plain[:, 3:].abs(), faint[:, 6:].abs()
+    weak, strong = (fine > 0.1) & (fine < 0.15), fine > 1
+    assert fine[strong].mean() > 9 * fine[weak].mean()
+    assert levelled[strong].mean() < 2.5 * levelled[weak].mean()
+
+
+def test_with_faint_lines_the_sketch_is_kept_by_plain_distance(encoder: TextEncoder) -> None:
+    losses = []
+    for faint in (False, True):
+        kept = AdversarialConfig(
+            rival_width=4,
+            rival_from=99,
+            reconstruction=0,
+            steps=2,
+            sketch=14,
+            sketch_kept=1,
+            keen=True,
+            faint=faint,
+        )
+        task = task_of(encoder, adversarial=kept)
+        batch = task.batch(4, torch.Generator().manual_seed(0))
+        made = task._shown(task._wanted_of(batch.tiles)) + 0.5
+        task._maker = lambda *_, made=made: lambda noisy, time, where: made  # type: ignore[method-assign]
+        losses.append(task.loss(task.model, batch, torch.Generator().manual_seed(0)).item())
+    assert losses == pytest.approx([0.25, 0.5], rel=0.2)
+
+
 def test_a_run_goes_on_with_a_keen_rival_where_it_had_the_other_but_not_back(
     encoder: TextEncoder, tmp_path: Path
 ) -> None:
@@ -423,14 +456,14 @@ def test_shifted_tiles_are_moved_by_at_most_three_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("edge", "clear"),
-    [(None, False), (7, False), (7, True)],
-    ids=["from noise", "from sketches", "from clear sketches"],
+    ("edge", "clear", "held"),
+    [(None, False, False), (7, False, False), (7, True, False), (7, True, True)],
+    ids=["from noise", "from sketches", "from clear sketches", "from sketches held"],
 )
 def test_sampling_in_training_is_what_the_pipeline_does(
-    edge: int | None, clear: bool, encoder: TextEncoder
+    edge: int | None, clear: bool, held: bool, encoder: TextEncoder
 ) -> None:
-    adversarial = AdversarialConfig(rival_width=4, sketch=edge, sketch_clear=clear)
+    adversarial = AdversarialConfig(rival_width=4, sketch=edge, sketch_clear=clear, sketch_held=held)
     task = task_of(encoder, adversarial=adversarial)
     context, tiles = tiny.contexts(1), to_model_range(tiny.split("val", 1).images)
     with torch.no_grad():
@@ -445,6 +478,7 @@ def test_sampling_in_training_is_what_the_pipeline_does(
         guidance_scale=1.0,
         sketches=None if edge is None else sketched(tiles, edge),
         clear=clear,
+        held=held,
     )
     assert torch.allclose(made, trained, atol=1e-4)
 
@@ -648,9 +682,12 @@ def test_a_sketch_in_place_of_the_only_step_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"sketch_clear": True}, "no sketch to be clear or kept"),
-        ({"sketch_kept": 1.0}, "no sketch to be clear or kept"),
+        ({"sketch_clear": True}, "no sketch to be clear, held or kept"),
+        ({"sketch_held": True}, "no sketch to be clear, held or kept"),
+        ({"sketch_kept": 1.0}, "no sketch to be clear, held or kept"),
+        ({"faint": True}, "no keen rival to see what is faint"),
         ({"sketch": 6, "sketch_clear": True}, "divides 28"),
+        ({"sketch": 6, "sketch_held": True}, "divides 28"),
     ],
 )
 def test_a_sketch_that_cannot_be_clear_or_kept_is_refused(values: dict[str, Any], said: str) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pathsynth.layout import enlarged, sketched
 from pathsynth.training.few_steps import FewSteps, noised
 
 DATA = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
@@ -119,6 +120,29 @@ def test_the_noise_beside_a_sketch_may_be_changed_and_that_of_later_steps_is_not
     seen.clear()
     steps.sample(data, make, random, shown=data / 2)
     assert [each.std() > 0.3 for each in seen] == [False, True, True]
+
+
+def test_every_step_is_shown_a_sketch_that_is_held() -> None:
+    random = torch.Generator().manual_seed(0)
+    data, held = (torch.randn(64, 3, edge, edge, generator=random) for edge in (8, 4))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def make(noisy: torch.Tensor, time: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        seen.append((sketched(noisy, 4), (1 - time).view(-1, 1, 1, 1) * held[where]))
+        return torch.full_like(noisy, 9.0)
+
+    steps = FewSteps(4, 0.3, 0.5, True)
+    given = steps.noise(data, make, random, enlarged(held, 8), held)
+    steps.sample(data, make, random, shown=enlarged(held, 8), held=held)
+    assert len(seen) == 2 + 3
+    for shown, wanted in seen:
+        assert torch.allclose(shown, wanted, atol=1e-5)
+    real = ~given.sampled
+    assert 0 < real.sum() < (given.step > 0).sum()
+    wanted = torch.where(real.view(-1, 1, 1, 1), sketched(data, 4), held)
+    wanted = (1 - given.time).view(-1, 1, 1, 1) * wanted
+    assert torch.allclose(sketched(given.noisy, 4), wanted, atol=1e-5)
+    assert (given.noisy - enlarged(wanted, 8)).std() > 0.2
 
 
 def test_later_steps_start_from_what_all_steps_before_make() -> None:
