@@ -82,7 +82,8 @@ def start(
     from pathsynth.training.detail_decoder import DecoderConfig, DecoderTask
     from pathsynth.training.engine import Task, TrainState, precision_of, run
     from pathsynth.training.hires import HiresTiles
-    from pathsynth.training.layout import BaseConfig, BaseTask, LoraConfig, LoraTask
+    from pathsynth.training.layout import BaseTask, LoraTask
+    from pathsynth.training.layout_config import BaseConfig, LoraConfig
     from pathsynth.training.outliers import OutlierConfig, OutlierTask
     from pathsynth.training.stable_diffusion import StableDiffusionConfig, StableDiffusionTask
     from pathsynth.training.validator import ValidatorConfig, ValidatorTask

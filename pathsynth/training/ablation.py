@@ -32,7 +32,8 @@ from pathsynth.records import Comparison
 from pathsynth.text import TextEncoder
 from pathsynth.tissues import TISSUES
 from pathsynth.training import RUN_FILE, read_config, start
-from pathsynth.training.layout import BaseConfig, FlowConfig, FlowTask
+from pathsynth.training.layout import FlowTask
+from pathsynth.training.layout_config import BaseConfig, FlowConfig
 from pathsynth.training.release import read_run, save_report
 from pathsynth.validator import Validator, from_model_range
 from pathsynth.weights import Weights, write_manifest

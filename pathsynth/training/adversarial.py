@@ -51,15 +51,8 @@ from pathsynth.text import TextContext, TextEncoder
 from pathsynth.texture import TextureCorrection
 from pathsynth.tissues import TISSUES
 from pathsynth.training.few_steps import FewSteps, Make
-from pathsynth.training.layout import (
-    AdversarialConfig,
-    BaseConfig,
-    BaseTask,
-    FlowBatch,
-    FlowTask,
-    LoraConfig,
-    LoraTask,
-)
+from pathsynth.training.layout import BaseTask, FlowBatch, FlowTask, LoraTask
+from pathsynth.training.layout_config import AdversarialConfig, BaseConfig, LoraConfig
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance, mean_distance, tile_power
 from pathsynth.training.pupil import FreshLessons, Lessons, Pupil
 from pathsynth.training.rivals import EvenColours, KeenRival, TileRival, shifted

@@ -35,7 +35,7 @@ from pathsynth.records import AdapterSettings, FullReport
 from pathsynth.text import TextContext, TextEncoder
 from pathsynth.tissues import TISSUES, Tissue
 from pathsynth.training import RUN_FILE, read_config, start
-from pathsynth.training.layout import LoraConfig
+from pathsynth.training.layout_config import LoraConfig
 from pathsynth.training.release import read_run, save_report
 from pathsynth.validator import Validator
 from pathsynth.weights import Weights, write_manifest

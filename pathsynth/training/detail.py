@@ -36,7 +36,7 @@ from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig
 from pathsynth.training.few_steps import Make
 from pathsynth.training.hires import LUMINANCE, Crops, HiresTiles
-from pathsynth.training.layout import FlowConfig, new_unet
+from pathsynth.training.layout_config import FlowConfig, new_unet
 from pathsynth.training.perceptual import FeatureDistance, PatchRival, hinge, imagenet_stages
 from pathsynth.validator import Validator, from_model_range, to_model_range
 

@@ -33,7 +33,7 @@ from pathsynth.training.detail import (
 from pathsynth.training.engine import OptimConfig
 from pathsynth.training.few_steps import FewSteps
 from pathsynth.training.hires import HiresTiles
-from pathsynth.training.layout import FlowConfig
+from pathsynth.training.layout_config import FlowConfig
 from pathsynth.training.perceptual import Contest, Shown, SpectrumDistance
 from pathsynth.training.rivals import TileRival
 from pathsynth.validator import Validator, to_model_range

@@ -10,7 +10,7 @@ import pytest
 from pathsynth.data import Split, SplitName
 from pathsynth.modelcard import CARD, read_reports
 from pathsynth.training import RUN_FILE, ablation, layout, read_config
-from pathsynth.training.layout import BaseConfig
+from pathsynth.training.layout_config import BaseConfig
 from pathsynth.weights import write_manifest
 from tests import tiny
 

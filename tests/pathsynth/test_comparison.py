@@ -10,7 +10,7 @@ from pathsynth.data import Split, SplitName
 from pathsynth.generator import load_sampling
 from pathsynth.modelcard import CARD, read_reports
 from pathsynth.training import RUN_FILE, comparison, layout, read_config
-from pathsynth.training.layout import LoraConfig
+from pathsynth.training.layout_config import LoraConfig
 from pathsynth.weights import write_manifest
 from tests import tiny
 

@@ -27,16 +27,8 @@ from pathsynth.training import engine, read_config, start
 from pathsynth.training.augment import dihedral, disturb, vary_stain
 from pathsynth.training.captions import CaptionEncoder
 from pathsynth.training.engine import OptimConfig, Run, Task, TrainState, run
-from pathsynth.training.layout import (
-    AlignmentConfig,
-    BaseConfig,
-    BaseTask,
-    FlowConfig,
-    FlowTask,
-    LoraConfig,
-    LoraTask,
-    use_summed_weights,
-)
+from pathsynth.training.layout import BaseTask, FlowTask, LoraTask, use_summed_weights
+from pathsynth.training.layout_config import AlignmentConfig, BaseConfig, FlowConfig, LoraConfig
 from pathsynth.training.validator import ValidatorConfig, ValidatorTask, calibrate
 from pathsynth.validator import Validator, symmetric_logits, to_model_range
 from tests import tiny

@@ -22,13 +22,13 @@ from pathsynth.training.adversarial import (
     TissueSpread,
 )
 from pathsynth.training.engine import OptimConfig, Run, run
-from pathsynth.training.layout import (
+from pathsynth.training.layout import LoraTask
+from pathsynth.training.layout_config import (
     AdversarialConfig,
     AlignmentConfig,
     BaseConfig,
     FlowConfig,
     LoraConfig,
-    LoraTask,
 )
 from pathsynth.training.perceptual import hinges
 from pathsynth.training.pupil import FreshLessons, LargePupil, Lessons
