@@ -49,8 +49,8 @@ class FewSteps:
     """A number of steps; `first` is the share of a batch that takes the first of them (the others share the
     rest), `on_policy` the share of later ones that start from what the steps before make.
 
-    The first starts from noise alone. Where data are `sketched` beforehand that takes its place, and the
-    first is the one after, from what sketches show; `clear` is then done to the noise (N, C, H, W) of that.
+    The first starts from noise alone. Told to start `from_sketches`, those take its place, and the first is
+    the one after, from what they show; `clear` is then done to the noise (N, C, H, W) of that.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class FewSteps:
         steps: int,
         first: float,
         on_policy: float,
-        sketched: bool = False,
+        from_sketches: bool = False,
         clear: Change | None = None,
     ) -> None:
-        self.times = torch.tensor(step_times(steps)[int(sketched) :])
+        self.times = torch.tensor(step_times(steps)[int(from_sketches) :])
         self._on_policy, self._clear = on_policy, clear
         self._chances = torch.ones(len(self.times))
         if len(self.times) > 1:
@@ -89,8 +89,8 @@ class FewSteps:
             for i, time in enumerate(self.times[: int(step[own].max())]):
                 further = (own & (step > i)).to(data.device)
                 at = time.to(data.device).expand(int(further.sum()))
-                shown_to = None if held is None else held[further]
-                noisy = self._noised(start[further], at, torch.tensor(i), generator, shown_to)
+                sketches = None if held is None else held[further]
+                noisy = self._noised(start[further], at, torch.tensor(i), generator, sketches)
                 with torch.no_grad():
                     start[further] = make(noisy, at, further)
         time = self.times[step].to(data.device)
