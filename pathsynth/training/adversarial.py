@@ -61,9 +61,11 @@ from pathsynth.training.wording import asked_by, attributes_of, directions_of, d
 from pathsynth.validator import Validator, features_of, from_model_range, to_model_range
 
 _FORGOTTEN = 0.03
+_FORGOTTEN_OF_STEPS = 0.01
 _EVALUATED_PER_TISSUE = 16
 _KNOWN_PER_TISSUE = 256
 _MADE_PER_TISSUE = 32
+_MADE_OF_STEPS = 96
 _LEAST_MADE = 4
 _LEAST_DEVIATION = 1e-3
 _SURE = 0.1
@@ -82,7 +84,8 @@ class TissueSpread:
     """Energy distance between what is made of a tissue and real tiles of it, in several kinds of features.
 
     `known` has for each tissue its kinds of features of real tiles, each (M, F). What was made lately is kept
-    for each of `steps` denoising steps, so a batch needs not many tiles of one tissue.
+    for each of `steps` denoising steps, so a batch needs not many tiles of one tissue; of many steps fewer of
+    each, as one has its turn less often, and what a network made long ago is not what it makes.
     """
 
     def __init__(self, known: Sequence[Sequence[torch.Tensor]], steps: int) -> None:
@@ -95,6 +98,7 @@ class TissueSpread:
             for kinds, scales in zip(known, self._scales, strict=True)
         ]
         self._made: list[list[list[tuple[torch.Tensor, ...]]]] = [[[] for _ in known] for _ in range(steps)]
+        self._most = max(2 * _LEAST_MADE, min(_MADE_PER_TISSUE, _MADE_OF_STEPS // steps))
 
     def __call__(
         self, features: Sequence[torch.Tensor], steps: torch.Tensor, labels: torch.Tensor
@@ -114,7 +118,7 @@ class TissueSpread:
                     apart = apart - mean_distance(mine, torch.stack([each[i] for each in lately]))
                 total = total + apart
             lately.append(tuple(each.detach().cpu() for each in own))
-            del lately[:-_MADE_PER_TISSUE]
+            del lately[: -self._most]
         return total / (len(labels) * len(features))
 
 
@@ -199,6 +203,7 @@ class AgainstRival(FlowTask):
         steps = len(self._steps.times)
         self._wanted = torch.stack([self._power_of(tissue.index) for tissue in TISSUES])
         self._power = self._wanted.repeat(steps, 1, 1)
+        self._forgotten = max(_FORGOTTEN, _FORGOTTEN_OF_STEPS * steps)
         self._spread: TissueSpread | None = None
         if self.adversarial.spread:
             self._spread = TissueSpread([self._known(t.index) for t in TISSUES], steps)
@@ -322,7 +327,7 @@ class AgainstRival(FlowTask):
         power = self._power_in(self.pipeline.restore(made))
         with torch.no_grad():
             for power_of_tile, s, label in zip(power, step.tolist(), labels.tolist(), strict=True):
-                self._power[s, label].lerp_(power_of_tile.cpu(), _FORGOTTEN)
+                self._power[s, label].lerp_(power_of_tile.cpu(), self._forgotten)
             excess = (self._power.log() - self._wanted.log()).clamp(-1, 1)[step.cpu(), labels.cpu()]
         return (excess.to(power.device) * power.log()).mean()
 

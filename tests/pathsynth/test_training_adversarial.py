@@ -386,6 +386,22 @@ def test_spread_draws_to_real_tiles_and_apart_from_those_made_lately() -> None:
     assert (apart < 0).all()  # nothing was made of this tissue yet: to the real ones, at 50
 
 
+@pytest.mark.parametrize(("steps", "remembered"), [(2, 32), (8, 12), (96, 8)])
+def test_spread_forgets_what_was_made_long_ago_sooner_with_many_steps(steps: int, remembered: int) -> None:
+    known = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    first = torch.zeros(1, dtype=torch.int64)
+
+    def after(old: int, new: int) -> float:
+        spread = TissueSpread([[known]], steps)
+        for count, place in ((old, 9.0), (new, 0.5)):
+            for _ in range(count):
+                spread([torch.full((1, 2), place)], first, first)
+        return float(spread([torch.zeros(1, 2)], first, first))
+
+    assert after(40, remembered) == after(0, remembered)
+    assert after(40, remembered - 1) != after(0, remembered - 1)
+
+
 def test_spread_is_least_for_what_is_spread_as_real_tiles_are() -> None:
     random = torch.Generator().manual_seed(0)
     known = torch.randn(256, 3, generator=random)
