@@ -1,6 +1,5 @@
 """`pathsynth doctor`: what is installed, found, verified, and how fast this machine is."""
 
-import os
 import platform
 import tempfile
 import time
@@ -74,6 +73,8 @@ def examine(on_step: OnStep = lambda _: None) -> Diagnosis:
 
     What is wrong becomes a finding and is not raised. `on_step` hears what is looked at next.
     """
+    from pathsynth.threads import available_processors
+
     on_step("Weights")
     weights, model = _weights()
     findings = [weights]
@@ -94,7 +95,7 @@ def examine(on_step: OnStep = lambda _: None) -> Diagnosis:
         pathsynth=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
-        processors=_processors(),
+        processors=available_processors(),
         packages={name: _version(name) for name in PACKAGES},
         model=model,
         findings=findings,
@@ -116,11 +117,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _weights() -> tuple[Finding, str | None]:

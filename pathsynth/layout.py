@@ -7,6 +7,7 @@ cross-attention, and on their mean, which joins the embedding of the time: so wh
 (stain, tissue) reaches every level without attention.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -217,6 +218,13 @@ class LayoutPipeline(DiffusionPipeline):
             str(folder), prefix=None, adapter_name=adapter_name, weight_name=LORA_FILE, use_safetensors=True
         )
         self.unet.set_adapters([adapter_name])
+
+    def beside(self) -> "LayoutPipeline":
+        """A pipeline with the same network and a scheduler of its own, which counts its steps: for another
+        thread.
+        """
+        scheduler = copy.deepcopy(self.scheduler)
+        return LayoutPipeline(self.unet, scheduler, self.config.data_mean, self.config.data_std)
 
     def sample_stochastically(self) -> None:
         """From now on go from each step to data and back with fresh noise, in place of along one path."""

@@ -153,4 +153,9 @@ def made(
     on_step: Callable[[], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """A tile of a tissue for each seed, from the context (1) of that seed."""
-    return np.concatenate([generator.propose(context_of(seed), [seed], on_step, tissue) for seed in seeds])
+    contexts = [context_of(seed) for seed in seeds]
+    if len(contexts) == 1:
+        return generator.propose(contexts[0], seeds, on_step, tissue)
+    from pathsynth.text import joined
+
+    return generator.propose(joined(contexts), seeds, on_step, tissue)

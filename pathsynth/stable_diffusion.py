@@ -262,6 +262,8 @@ class StableDiffusionGenerator:
     `originals` holds the picture of each seed, uint8 RGB at the resolution of the checkpoint.
     """
 
+    at_once = 1
+
     def __init__(self, pipeline: StableDiffusionPipeline, settings: LoraSettings | None = None) -> None:
         self.pipeline = pipeline
         self.settings = settings or LoraSettings()
@@ -306,12 +308,13 @@ class StableDiffusionGenerator:
         on_step: Callable[[], None] | None = None,
         tissue: Tissue | None = None,  # the other generator corrects texture by it
     ) -> npt.NDArray[np.uint8]:
-        """One uint8 RGB tile (28, 28, 3) per seed, as (N, 28, 28, 3), resized as PathMNIST was. `on_step` is
-        called before the first denoising step and after each.
+        """One uint8 RGB tile (28, 28, 3) per seed, as (N, 28, 28, 3), resized as PathMNIST was, of the text
+        of each (N) or of all of them (1). `on_step` is called before the first denoising step and after each.
         """
         self.originals = {}
-        for seed in seeds:
-            self.originals[seed] = self._picture(context, seed, on_step)
+        contexts = context.repeat(len(seeds)) if len(context) == 1 else context
+        for i, seed in enumerate(seeds):
+            self.originals[seed] = self._picture(contexts[i : i + 1], seed, on_step)
         return np.stack([to_native(self.originals[seed]) for seed in seeds])
 
     def _picture(self, context: TextContext, seed: int, on_step: Callable[[], None] | None) -> Picture:

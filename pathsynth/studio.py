@@ -241,7 +241,7 @@ class Studio(Evaluations):
                 seconds = spent + time.monotonic() - started
                 return self._result(request, tissue, tiles, rejected, seconds)
 
-            @lru_cache(maxsize=1)  # layout and detail of a tile have the same text
+            @lru_cache(maxsize=generator.at_once)  # layout and detail of a tile have the same text
             def context_of(seed: int) -> "TextContext":
                 return self._context(generator, tissue, request.description, seed)
 
@@ -269,7 +269,9 @@ class Studio(Evaluations):
                 tried=len(tiles) + len(rejected),
             )
             try:
-                for attempt in verified_tiles(loop, propose, predict, is_near_copy, add_detail=detail):
+                for attempt in verified_tiles(
+                    loop, propose, predict, is_near_copy, add_detail=detail, at_once=generator.at_once
+                ):
                     since_kept += 1
                     seen = _attempt_record(attempt)
                     if attempt.verified:

@@ -94,6 +94,13 @@ class TextContext:
         return TextContext(self.states[index], self.mask[index])
 
 
+def joined(contexts: Sequence[TextContext]) -> TextContext:
+    """Contexts of equal length one after the other."""
+    return TextContext(
+        torch.cat([each.states for each in contexts]), torch.cat([each.mask for each in contexts])
+    )
+
+
 def encoder_folder() -> Path:
     """Where the encoder's files are: `PATHSYNTH_TEXT_ENCODER`, else the installed wheel."""
     from_environment = os.environ.get(ENCODER_VARIABLE)

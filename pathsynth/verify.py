@@ -91,11 +91,13 @@ def verified_tiles(
     is_near_copy: IsNearCopy | None = None,
     clock: Callable[[], float] = time.monotonic,
     add_detail: AddDetail | None = None,
+    at_once: int = 1,
 ) -> Iterator[Attempt]:
     """Attempts in the order of their seeds, until `count` are verified or attempts or time are spent.
 
-    Tiles are proposed one by one, so that each is known as soon as it is made, and at most one is under way
-    when the time is spent or the caller stops. Only tiles that the validator agrees with are asked whether
+    At most `at_once` tiles are proposed together, and never more than are still to be kept, so that each is
+    known soon after it is made, none is made in vain, and no more are under way when the time is spent or the
+    caller stops. Only tiles that the validator agrees with are asked whether
     they are near copies of a training tile; only what is then left gets its detail, by `add_detail` from the
     tile and its seed, and is kept when the validator agrees with the result as well.
     """
@@ -103,20 +105,22 @@ def verified_tiles(
     while kept < request.count and tried < request.max_attempts:
         if request.time_budget is not None and clock() - started >= request.time_budget:
             return
-        seed = (request.seed + tried) % (MAX_SEED + 1)
-        (tile,) = tiles = propose([seed])
-        (prediction,) = classify(tiles)
-        reason = _reason_against(request, prediction)
-        if reason is None and is_near_copy is not None and is_near_copy(tile, request.tissue):
-            reason = "near copy"
-        detailed = None
-        if reason is None and add_detail is not None:
-            detailed = add_detail(tile, seed)
-            if detailed is None or _reason_against(request, detailed.prediction) is not None:
-                detailed, reason = None, "lost by detail"
-        kept += reason is None
-        tried += 1
-        yield Attempt(seed, tile, prediction, reason, detailed)
+        together = min(at_once, request.count - kept, request.max_attempts - tried)
+        seeds = [(request.seed + tried + i) % (MAX_SEED + 1) for i in range(together)]
+        tiles = propose(seeds)
+        for seed, tile in zip(seeds, tiles, strict=True):
+            (prediction,) = classify(tile[np.newaxis])
+            reason = _reason_against(request, prediction)
+            if reason is None and is_near_copy is not None and is_near_copy(tile, request.tissue):
+                reason = "near copy"
+            detailed = None
+            if reason is None and add_detail is not None:
+                detailed = add_detail(tile, seed)
+                if detailed is None or _reason_against(request, detailed.prediction) is not None:
+                    detailed, reason = None, "lost by detail"
+            kept += reason is None
+            tried += 1
+            yield Attempt(seed, tile, prediction, reason, detailed)
 
 
 def _reason_against(request: LoopRequest, prediction: Prediction) -> RejectedFor | None:

@@ -74,6 +74,7 @@ class FakeGenerator:
     """Proposes `tile(seed)` at once, after `STEPS` denoising steps that do nothing."""
 
     STEPS = 3
+    at_once = 1
 
     def __init__(self, studio: "FakeStudio") -> None:
         self._studio = studio

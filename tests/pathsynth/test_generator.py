@@ -24,7 +24,7 @@ from pathsynth.generator import (
     load_wordings,
     save_wordings,
 )
-from pathsynth.text import TextContext, TextEncoder
+from pathsynth.text import TextContext, TextEncoder, joined
 from pathsynth.tissues import CODES, TISSUES, by_code
 from pathsynth.turning import turned
 from pathsynth.validator import Validator
@@ -45,8 +45,10 @@ def generator(tiny_weights: Path) -> Generator:
     return Generator.load(Weights(tiny_weights))
 
 
-def test_a_tile_among_nine_has_the_bytes_it_has_alone() -> None:
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_tile_among_nine_has_the_bytes_it_has_alone(at_once: int) -> None:
     generator, context = tiny.generator(), tiny.contexts(1, seed=5)
+    generator.at_once = at_once
     nine = generator.propose(context, range(10, 19))
     assert nine.shape == (9, 28, 28, 3)
     assert nine.dtype == np.uint8
@@ -61,8 +63,28 @@ def test_another_context_gives_another_tile() -> None:
     assert not np.array_equal(one, other)
 
 
-def test_every_denoising_step_can_be_stopped() -> None:
-    steps = 0
+def test_each_of_several_tiles_has_its_own_text() -> None:
+    generator = tiny.generator()
+    texts = [tiny.contexts(1, seed) for seed in (5, 6, 7)]
+    alone = [generator.propose(text, [1])[0] for text in texts]
+    assert np.array_equal(generator.propose(joined(texts), [1, 1, 1]), np.stack(alone))
+    assert len({tile.tobytes() for tile in alone}) == 3
+
+
+def test_the_shipped_networks_make_the_same_tiles_side_by_side(encoder: TextEncoder) -> None:
+    generator = Generator.load(Weights())
+    texts = [generator.context_of(by_code("MUC"), "mucus", lambda: encoder, seed) for seed in range(4)]
+    made = []
+    for generator.at_once in (1, 2, 4):
+        made.append(generator.propose(joined(texts), range(4), tissue=by_code("MUC")))
+    assert np.array_equal(made[0], made[1])
+    assert np.array_equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_every_denoising_step_can_be_stopped(at_once: int) -> None:
+    generator, steps = tiny.generator(), 0
+    generator.at_once = at_once
 
     def stop() -> None:
         nonlocal steps
@@ -71,7 +93,7 @@ def test_every_denoising_step_can_be_stopped() -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        tiny.generator().propose(tiny.contexts(1), [1, 2, 3], on_step=stop)
+        generator.propose(tiny.contexts(1), [1, 2, 3], on_step=stop)
     assert steps == tiny.STEPS + 2
 
 

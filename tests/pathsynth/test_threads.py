@@ -1,6 +1,7 @@
 """A tile is the same however many threads torch has."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from pathsynth.detailer import Detailer
 from pathsynth.generator import Generator
 from pathsynth.text import TextEncoder
-from pathsynth.threads import on_one_thread
+from pathsynth.threads import on_one_thread, side_by_side
 from pathsynth.tissues import by_code
 from pathsynth.weights import Weights
 
@@ -44,3 +45,45 @@ def test_text_layout_and_detail_are_the_same_with_any_number_of_threads(encoder:
         made.append((context.states.numpy(), layout, tile))
     for other in made[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(made[0], other, strict=True))
+
+
+def test_makers_share_items_and_their_steps_are_heard_by_the_caller() -> None:
+    both, heard = threading.Barrier(2, timeout=30), []
+
+    def make(item: int, before_step: Callable[[], None]) -> tuple[int, int]:
+        if item < 2:
+            both.wait()  # each maker has one of the first two, at the same time
+        before_step()
+        assert torch.get_num_threads() == 1
+        return item * item, threading.get_ident()
+
+    made = side_by_side([make, make], range(7), lambda: heard.append(threading.get_ident()))
+    assert [square for square, _ in made] == [0, 1, 4, 9, 16, 25, 36]
+    threads = {thread for _, thread in made}
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+    assert heard == [threading.get_ident()] * 7
+
+
+def test_an_error_of_a_maker_or_of_the_caller_ends_every_maker() -> None:
+    failed, going_on = threading.Event(), threading.Event()
+
+    def fail(item: int, before_step: Callable[[], None]) -> int:
+        assert going_on.wait(30)
+        failed.set()
+        raise ValueError(f"of {item}")
+
+    def go_on(item: int, before_step: Callable[[], None]) -> int:
+        while True:
+            going_on.set()
+            before_step()
+
+    with pytest.raises(ValueError, match="of "):
+        side_by_side([fail, go_on], [0, 1])
+    assert failed.is_set()
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        side_by_side([go_on, go_on], [0, 1], stop)

@@ -126,6 +126,27 @@ def test_it_gives_up_when_the_time_is_spent() -> None:
     assert time == 112  # and no further one was under way
 
 
+def test_several_are_made_together_but_none_in_vain() -> None:
+    asked: list[list[int]] = []
+
+    def watched(seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+        asked.append(list(seeds))
+        return propose(seeds)
+
+    answers = (RIGHT, ("STR", 0.99, 0.5), RIGHT)
+    loop = request(count=4, max_attempts=6, seed=MAX_SEED - 1)
+    together = list(verified_tiles(loop, watched, Classifier(*answers), at_once=3))
+    assert asked == [[MAX_SEED - 1, MAX_SEED, 0], [1, 2]]
+    alone = list(verified_tiles(loop, propose, Classifier(*answers)))
+    assert [(a.seed, a.rejected_for, a.tile.tobytes()) for a in together] == [
+        (a.seed, a.rejected_for, a.tile.tobytes()) for a in alone
+    ]
+    asked.clear()
+    never = verified_tiles(loop, watched, Classifier(("STR", 0.99, 0.5)), at_once=4)
+    assert len(list(never)) == 6
+    assert [len(seeds) for seeds in asked] == [4, 2]
+
+
 def test_each_attempt_is_known_before_the_next_is_made() -> None:
     made: list[int] = []
 
