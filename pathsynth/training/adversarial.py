@@ -70,6 +70,7 @@ _LEAST_MADE = 4
 _LEAST_DEVIATION = 1e-3
 _SURE = 0.1
 _KNOWN_COLOURS = 2048
+_USUAL = (0.005, 0.995)
 _ASKED_PER_TISSUE = 200
 
 
@@ -201,6 +202,7 @@ class AgainstRival(FlowTask):
                     "name another folder in `sketches`."
                 )
         steps = len(self._steps.times)
+        self._usual = torch.stack([self._usual_colours(tissue.index) for tissue in TISSUES])
         self._wanted = torch.stack([self._power_of(tissue.index) for tissue in TISSUES])
         self._power = self._wanted.repeat(steps, 1, 1)
         self._forgotten = max(_FORGOTTEN, _FORGOTTEN_OF_STEPS * steps)
@@ -242,6 +244,14 @@ class AgainstRival(FlowTask):
             made = made + (self.pipeline.standardise(stored).to(made.device) - made).detach()
         return made
 
+    def _off_colour(self, made: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean of how far the mean colours of standardised tiles or sketches (N, 3, s, s) of tissues (N,) are
+        beyond those that all but the outermost hundredth of real ones have (scalar).
+        """
+        colours = made.mean((2, 3))
+        low, high = self._usual.to(made.device)[labels].unbind(1)
+        return (F.relu(colours - high) + F.relu(low - colours)).mean()
+
     def _shown(self, sketches: torch.Tensor) -> torch.Tensor:
         """What standardised sketches (N, 3, s, s) show, as large as tiles; those as they are."""
         size = self.train.images.shape[1]
@@ -273,12 +283,19 @@ class AgainstRival(FlowTask):
                 sketches[drawn] = self.pipeline.standardise(made)
         return sketches, drawn
 
-    def _power_of(self, tissue: int) -> torch.Tensor:
-        """Mean power (P,) of at most 1,000 training tiles of a tissue."""
+    def _some_wanted(self, tissue: int) -> torch.Tensor:
+        """What the network is to make of about 1,000 training tiles of a tissue, or all that there are."""
         chosen = np.flatnonzero(self.train.labels == tissue)
         chosen = chosen[:: max(1, len(chosen) // 1000)]
-        data = self._shown(self._wanted_of(to_model_range(self.train.images[chosen])))
-        return self._power_in(self.pipeline.restore(data)).mean(0)
+        return self._wanted_of(to_model_range(self.train.images[chosen]))
+
+    def _power_of(self, tissue: int) -> torch.Tensor:
+        """Mean power (P,) of training tiles of a tissue."""
+        return self._power_in(self.pipeline.restore(self._shown(self._some_wanted(tissue)))).mean(0)
+
+    def _usual_colours(self, tissue: int) -> torch.Tensor:
+        """Between which mean colours (2, 3) nearly all training tiles of a tissue are."""
+        return self._some_wanted(tissue).mean((2, 3)).quantile(torch.tensor(_USUAL), dim=0)
 
     def _power_in(self, tiles: torch.Tensor) -> torch.Tensor:
         """Power (N, P) of tiles (N, 3, 28, 28) in [-1, 1] at each frequency: of their grey, and with a keen
@@ -375,11 +392,14 @@ class AgainstRival(FlowTask):
         # What starts from a drawn sketch has no tile that it should be.
         astray = drawn & given.sampled
         labels = batch.labels.to(device)
-        made = self._shown(make(given.noisy, given.time, torch.ones_like(given.own)))
-        made, data = self._as_used(made, labels), self._shown(data)
+        made = make(given.noisy, given.time, torch.ones_like(given.own))
+        off_colour = self._off_colour(made, labels) if config.colours else None
+        made, data = self._as_used(self._shown(made), labels), self._shown(data)
         text = pooled_text(context)
         squared = (made - data).square().mean((1, 2, 3))
         total = config.reconstruction * (torch.where(astray, 0.0, given.left) * squared).mean()
+        if off_colour is not None:
+            total = total + config.colours * off_colour
         if config.sketch and sketches is not None and config.sketch_kept:
             wanted = torch.where(astray.view(-1, 1, 1, 1), sketches, sketched(data, config.sketch))
             kept = sketched(made, config.sketch) - wanted

@@ -124,6 +124,12 @@ class AdversarialConfig(BaseModel):
     attributes: float = Field(
         default=0.0, ge=0, description="Weight of how far tiles are from the attributes that were asked for."
     )
+    colours: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of how far the mean colours of what is made are beyond those of nearly all real "
+        "tiles of the tissue.",
+    )
     spread: float = Field(
         default=0.0,
         ge=0,

@@ -746,6 +746,31 @@ def test_what_makes_sketches_learns_against_a_rival_that_sees_them_enlarged(
     assert edge_of(load_pipeline(tmp_path / "layout").unet) == tiny.SKETCH_EDGE
 
 
+def test_colours_that_real_tiles_of_a_tissue_do_not_have_may_count_beyond_white_too(
+    encoder: TextEncoder,
+) -> None:
+    task = sketch_task(encoder)
+    labels = torch.arange(len(TISSUES))
+    low, high = task._usual.unbind(1)
+    usual = ((low + high) / 2)[:, :, None, None].repeat(1, 1, tiny.SKETCH_EDGE, tiny.SKETCH_EDGE)
+    assert float(task._off_colour(usual, labels)) == pytest.approx(0, abs=1e-6)
+    paler = usual.clone()
+    paler[2] = high[2][:, None, None] + 9  # far beyond white
+    paler.requires_grad_()
+    away = task._off_colour(paler, labels)
+    assert float(away.detach()) == pytest.approx(9 / len(TISSUES), rel=1e-4)
+    away.backward()
+    assert paler.grad is not None
+    assert (paler.grad[2] > 0).all()
+    assert not paler.grad[[0, 1, *range(3, 9)]].any()
+    losses = []
+    for weight in (0.0, 100.0):
+        asked = AdversarialConfig(rival_width=4, steps=2, rival_from=99, colours=weight)
+        task, generator = sketch_task(encoder, adversarial=asked), torch.Generator().manual_seed(0)
+        losses.append(float(task.loss(task.model, task.batch(4, generator), generator)))
+    assert losses[1] > losses[0]
+
+
 def test_sketches_in_training_are_what_the_pipeline_makes(encoder: TextEncoder) -> None:
     task = sketch_task(encoder)
     context, like = tiny.contexts(1), torch.zeros(1, 3, tiny.SKETCH_EDGE, tiny.SKETCH_EDGE)
