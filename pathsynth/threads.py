@@ -2,10 +2,11 @@
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
@@ -49,9 +50,7 @@ def side_by_side(
     A maker is given what to call before each of its steps. `on_step` is then called here, in the thread of
     the caller, shortly after; when it raises, or a maker does, every maker ends with its step.
     """
-    waiting: SimpleQueue[tuple[int, Item]] = SimpleQueue()
-    for numbered in enumerate(items):
-        waiting.put(numbered)
+    waiting = deque(enumerate(items))
     heard: SimpleQueue[bool] = SimpleQueue()  # a step, or False: a thread has ended
     made: dict[int, Result] = {}
     stopped = threading.Event()
@@ -61,13 +60,18 @@ def side_by_side(
             raise _StoppedError
         heard.put(True)
 
+    def next_of_waiting() -> tuple[int, Item] | None:
+        with suppress(IndexError):
+            return waiting.popleft()
+        return None
+
     def work(make: Callable[[Item, OnStep], Result]) -> None:
         try:
             torch.set_num_threads(1)
-            while True:
-                at, item = waiting.get_nowait()
+            while (taken := next_of_waiting()) is not None:
+                at, item = taken
                 made[at] = make(item, before_step)
-        except (Empty, _StoppedError):
+        except _StoppedError:
             pass
         except BaseException:
             stopped.set()

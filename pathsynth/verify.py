@@ -97,9 +97,9 @@ def verified_tiles(
 
     At most `at_once` tiles are proposed together, and never more than are still to be kept, so that each is
     known soon after it is made, none is made in vain, and no more are under way when the time is spent or the
-    caller stops. Only tiles that the validator agrees with are asked whether
-    they are near copies of a training tile; only what is then left gets its detail, by `add_detail` from the
-    tile and its seed, and is kept when the validator agrees with the result as well.
+    caller stops. Only tiles that the validator agrees with are asked whether they are near copies of a
+    training tile; only what is then left gets its detail, by `add_detail` from the tile and its seed, and is
+    kept when the validator agrees with the result as well.
     """
     started, kept, tried = clock(), request.kept, request.tried
     while kept < request.count and tried < request.max_attempts:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import pytest
@@ -80,6 +81,12 @@ def test_an_error_of_a_maker_or_of_the_caller_ends_every_maker() -> None:
 
     with pytest.raises(ValueError, match="of "):
         side_by_side([fail, go_on], [0, 1])
+
+    def look_into_nothing(item: int, before_step: Callable[[], None]) -> int:
+        return SimpleQueue[int]().get_nowait()
+
+    with pytest.raises(Empty):
+        side_by_side([look_into_nothing, look_into_nothing], [0, 1, 2])
     assert failed.is_set()
 
     def stop() -> None:
